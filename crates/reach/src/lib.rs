@@ -1,0 +1,13 @@
+//! Who can open a connection through this host's packet filter, and why.
+mod addrset;
+mod engine;
+mod ir;
+mod net;
+pub mod parse;
+mod query;
+
+pub use addrset::AddrSet;
+pub use engine::{reach, walk_hook};
+pub use ir::{Backend, Ruleset};
+pub use net::*;
+pub use query::*;
