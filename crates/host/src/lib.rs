@@ -1,1 +1,6 @@
-//! placeholder
+//! Everything of portcullis that touches a machine: [`observe`] reads it, [`change`] alters one
+//! mechanism at a time, [`transaction`] makes a plan of changes safe.
+pub mod change;
+pub mod exec;
+pub mod observe;
+pub mod transaction;

@@ -1,0 +1,1 @@
+//! Runs programs: argv only, absolute path, cleared environment, bounded time and output.

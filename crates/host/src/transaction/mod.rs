@@ -1,0 +1,1 @@
+//! A plan being applied: journal, snapshot, watchdog, rollback.
