@@ -151,6 +151,10 @@ pub struct Piece {
     pub delivered: Option<Delivery>,
     /// The rule that decided and the way to it.
     pub witness: Witness,
+    /// What a conditional verdict depends on, in the words of the rules: `limit: avg 6/min burst 5`,
+    /// `recent: UPDATE seconds: 30 hit_count: 6`. Empty for a sure one.
+    #[serde(default)]
+    pub conditions: Vec<String>,
 }
 
 /// Where a connection ends up.
