@@ -1,0 +1,94 @@
+//! The wire form of a scan, kept stable: scripts and `verify --report` read it.
+
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// Version of the scan format.
+pub const SCAN_SCHEMA: u32 = 1;
+
+/// A whole scan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCAN_SCHEMA`].
+    pub schema: u32,
+    /// True when the scan did not finish: what is missing is not closed.
+    pub partial: bool,
+    /// One entry a target address.
+    pub targets: Vec<TargetReport>,
+}
+
+/// What was learnt of one address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetReport {
+    /// The address knocked on.
+    pub address: IpAddr,
+    /// The address knocked from, as this machine chose it (before any NAT).
+    #[serde(default)]
+    pub source: Option<IpAddr>,
+    /// The ports asked about, as a list: `1-65535`.
+    #[serde(default)]
+    pub asked: String,
+    /// Ports that are neither closed nor filtered.
+    pub ports: Vec<PortReport>,
+    /// Counts of all.
+    pub summary: Summary,
+}
+
+/// A port that answered in a way worth a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortReport {
+    /// `tcp` or `udp`.
+    pub proto: String,
+    /// Port.
+    pub port: u16,
+    /// The verdict.
+    pub state: PortState,
+    /// The evidence: `syn-ack`, `rst`, `icmp-…`.
+    pub reason: String,
+    /// What stands behind it, where it was recognised.
+    pub service: Option<String>,
+}
+
+/// Verdict on a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortState {
+    /// A connection was accepted.
+    Open,
+    /// Refused by an ICMP error: a filter said no.
+    Rejected,
+    /// UDP: no answer either way.
+    OpenOrFiltered,
+}
+
+/// How many ports met which fate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Accepted a connection.
+    pub open: usize,
+    /// Answered with a reset.
+    pub closed: usize,
+    /// Answered with an ICMP error.
+    pub rejected: usize,
+    /// Silent in every attempt.
+    pub filtered: usize,
+}
+
+impl Report {
+    /// True when it must not be read as a result: unfinished, without targets, or a target from
+    /// which nothing at all came back (a wrong address looks just like a perfect firewall).
+    pub fn inconclusive(&self) -> bool {
+        self.partial
+            || self.targets.is_empty()
+            || self.targets.iter().any(|target| !target.answered())
+    }
+}
+
+impl TargetReport {
+    /// True when at least one port gave evidence that the host is there. "Unreachable" errors do
+    /// not count: this machine makes the same ones up when nobody answers ARP or no route leads
+    /// there.
+    pub fn answered(&self) -> bool {
+        self.summary.open + self.summary.closed > 0
+    }
+}
