@@ -1,1 +1,23 @@
-//! placeholder
+//! Reads the Linux kernel: links, addresses, routes, policy rules, sockets and their owners, and
+//! the packet filter.
+//!
+//! Everything comes over netlink and `/proc`; no program is run and nothing is changed. All
+//! functions look at the network namespace of the calling thread.
+//!
+//! What could not be read is reported, never guessed: an [`Error`] for a whole question, an
+//! `unseen` line for a part of one.
+mod cgroup;
+mod error;
+mod net;
+#[allow(dead_code)] // the packet-filter readers need the rest
+mod netlink;
+mod netns;
+mod process;
+mod sockets;
+
+pub use cgroup::{ContainerRef, Runtime, Unit, container_of_cgroup, unit_of_cgroup};
+pub use error::Error;
+pub use net::net;
+pub use netns::{in_netns_of, net_in, sockets_in};
+pub use process::{Process, Processes, process, processes};
+pub use sockets::{Connection, Socket, connections, sockets};
