@@ -1,0 +1,350 @@
+//! The command line, as clap sees it.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Know who can really reach this server, close the rest without locking yourself out, prove it.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 clean · 1 findings, drift or a failed verify · 2 usage or \
+unreadable input\n3 changes pending (plan) · 4 rolled back · 5 no sure answer")]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// When to use colour
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+    /// Print results only, no advice
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Where transactions are kept
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/portcullis", hide = true)]
+    pub state_dir: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Who can reach which port of this machine, and what is wrong (the default)
+    Audit(Audit),
+    /// The way of a packet to one port, rule by rule
+    Why(Why),
+    /// Write a policy from what runs here
+    Init(Init),
+    /// Show what `apply` would change; exits 3 when something would
+    Plan(Plan),
+    /// Make this machine obey the policy; rolls back unless confirmed
+    Apply(Apply),
+    /// Keep the changes of the last apply, said over a new connection
+    Confirm,
+    /// Undo the last apply, or the one named
+    Rollback(Rollback),
+    /// List what was applied and undone
+    History(History),
+    /// Knock from outside and compare with the policy
+    Verify(Verify),
+    /// Knock on the ports of a machine of yours
+    Scan(Scan),
+    /// Print the facts about this machine as JSON
+    Snapshot,
+    /// Ask the engine about rule dumps: which sources get in
+    Reach(Reach),
+    /// The whole story on throw-away hosts; nothing on this machine is touched
+    Lab(Lab),
+    /// Roll back what a cut power or a killed apply left behind (run at boot)
+    #[command(hide = true)]
+    Recover,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct PolicySource {
+    /// The policy; without it /etc/portcullis/policy.toml, else the built-in one
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct FactsSource {
+    /// Work from this snapshot instead of this machine
+    #[arg(long, value_name = "FILE")]
+    pub snapshot: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct Audit {
+    #[command(flatten)]
+    pub policy: PolicySource,
+    #[command(flatten)]
+    pub facts: FactsSource,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Exit 1 from this severity on
+    #[arg(long, value_name = "LEVEL", default_value = "medium")]
+    pub fail_on: FailOn,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum FailOn {
+    Info,
+    Low,
+    #[default]
+    Medium,
+    High,
+    Critical,
+    Never,
+}
+
+#[derive(Debug, Args)]
+pub struct Why {
+    /// Port as a client writes it: 11434 or 53/udp
+    #[arg(value_name = "PORT[/PROTO]")]
+    pub port: String,
+    /// Only for this source address
+    #[arg(long, value_name = "ADDR")]
+    pub from: Option<IpAddr>,
+    /// Only to this address of the machine
+    #[arg(long, value_name = "ADDR")]
+    pub to: Option<IpAddr>,
+    /// Only for packets arriving on this interface
+    #[arg(long = "in", value_name = "IFACE")]
+    pub ingress: Option<String>,
+    #[command(flatten)]
+    pub facts: FactsSource,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Take the safe answers, ask nothing
+    #[arg(long)]
+    pub yes: bool,
+    /// Where to write it; `-` prints it
+    #[arg(long, value_name = "FILE", default_value = "/etc/portcullis/policy.toml")]
+    pub output: PathBuf,
+    /// Replace an existing policy
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Plan {
+    #[command(flatten)]
+    pub policy: PolicySource,
+    #[command(flatten)]
+    pub facts: FactsSource,
+    /// Also delete UFW rules that the policy does not mention
+    #[arg(long)]
+    pub prune: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Apply {
+    #[command(flatten)]
+    pub policy: PolicySource,
+    /// Ask nothing
+    #[arg(long)]
+    pub yes: bool,
+    /// Roll back unless confirmed within this time
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = duration)]
+    pub confirm_within: Duration,
+    /// Keep the changes without a confirmation: only with a console at hand
+    #[arg(long)]
+    pub i_have_a_console: bool,
+    /// Do not wait: leave the countdown to the watchdog and return
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Also delete UFW rules that the policy does not mention
+    #[arg(long)]
+    pub prune: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Rollback {
+    /// Which transaction; the last one without it
+    pub id: Option<String>,
+    /// Do nothing if it was confirmed meanwhile (what the watchdog says)
+    #[arg(long, hide = true)]
+    pub if_unconfirmed: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct History {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Verify {
+    #[command(flatten)]
+    pub policy: PolicySource,
+    #[command(flatten)]
+    pub facts: FactsSource,
+    /// Knock from there: ssh:USER@HOST
+    #[arg(long, value_name = "VANTAGE")]
+    pub from: Vec<String>,
+    /// Use a scan made elsewhere (`portcullis scan --json`)
+    #[arg(long, value_name = "FILE")]
+    pub report: Vec<PathBuf>,
+    /// Knock on this address instead of all of this machine's
+    #[arg(long, value_name = "ADDR")]
+    pub address: Vec<IpAddr>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Scan {
+    /// Names or addresses
+    #[arg(required = true, value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// Ports: 22,80-90 or - for all
+    #[arg(short, long, value_name = "PORTS", default_value = "-", allow_hyphen_values = true)]
+    pub ports: String,
+    /// How long a silent port is waited for, each time
+    #[arg(long, value_name = "TIME", default_value = "700ms", value_parser = duration)]
+    pub timeout: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Reach {
+    /// Output of iptables-save
+    #[arg(long, value_name = "FILE")]
+    pub iptables_save: Option<PathBuf>,
+    /// Output of ip6tables-save
+    #[arg(long, value_name = "FILE")]
+    pub ip6tables_save: Option<PathBuf>,
+    /// Output of nft list ruleset, with or without -j
+    #[arg(long, value_name = "FILE")]
+    pub nft: Option<PathBuf>,
+    /// Output of ipset save
+    #[arg(long, value_name = "FILE")]
+    pub ipset: Option<PathBuf>,
+    /// The rules of a snapshot
+    #[arg(long, value_name = "FILE")]
+    pub snapshot: Option<PathBuf>,
+    /// Which hook
+    #[arg(long)]
+    pub hook: HookName,
+    /// Destination port
+    #[arg(long, value_name = "PORT")]
+    pub dport: u16,
+    /// Protocol
+    #[arg(long, default_value = "tcp")]
+    pub proto: ProtoName,
+    /// Destination address
+    #[arg(long, value_name = "ADDR")]
+    pub dst: Option<IpAddr>,
+    /// Incoming interface
+    #[arg(long = "in", value_name = "IFACE")]
+    pub ingress: Option<String>,
+    /// Outgoing interface
+    #[arg(long = "out", value_name = "IFACE")]
+    pub egress: Option<String>,
+    /// Source port
+    #[arg(long, value_name = "PORT")]
+    pub sport: Option<u16>,
+    /// Conntrack state
+    #[arg(long, default_value = "new")]
+    pub state: StateName,
+    /// Address family when no --dst says it; default: what the files are about
+    #[arg(long, value_parser = clap::value_parser!(u8).range(4..=6))]
+    pub family: Option<u8>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HookName {
+    Input,
+    Forward,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProtoName {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StateName {
+    New,
+    Established,
+    Related,
+    Untracked,
+    Invalid,
+}
+
+#[derive(Debug, Args)]
+pub struct Lab {
+    /// Keep the hosts until Enter is pressed, to look around
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Reads `700ms`, `90s`, `2m`, `1h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time: write 700ms, 90s, 2m or 1h");
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    let total = number.checked_mul(millis).ok_or_else(wrong)?;
+    if total == 0 || total > 24 * 3_600_000 {
+        return Err(format!("{text:?} is out of range: more than nothing, at most 24h"));
+    }
+    Ok(Duration::from_millis(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("700ms"), Ok(Duration::from_millis(700)));
+        for wrong in ["", "m", "2", "2 m", "-1s", "0s", "25h", "99999999999999999999h", "2d"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}
