@@ -1,1 +1,53 @@
-//! placeholder
+//! Throw-away hosts for tests and for `portcullis lab`.
+//!
+//! Two kinds, in the same world of a stranger on the Internet, an operator, and a neighbour on the LAN:
+//! - [`World`]: a server made of namespaces, in a tenth of a second. Real ufw, fail2ban, sshd and dockerd run in it; it
+//!   has no systemd.
+//! - `MachineWorld`: a whole Debian with systemd as its first process, in ten seconds, that can be rebooted and can
+//!   lose its power.
+//!
+//! Nothing on this machine is touched: hosts see its programs, and every write of theirs is private. Everything is gone
+//! when the values are dropped, also after a panic, and when the process is killed ([`reap`] then removes the folder).
+//! Every wait has a bound. Root is needed.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use lab::{World, address};
+//!
+//! # fn main() -> lab::Result<()> {
+//! let world = World::new("example")?;
+//! let _ollama = world.server.http_server("ollama-stand-in", "0.0.0.0:11434", "Ollama is running")?;
+//! let bound = Duration::from_secs(2);
+//! assert!(world.stranger.connect(address::SERVER, 11434, bound)?);
+//! world.server.ok(&["ufw", "--force", "enable"])?;
+//! assert!(!world.stranger.connect(address::SERVER, 11434, bound)?);
+//! # Ok(())
+//! # }
+//! ```
+
+mod cell;
+mod docker;
+mod error;
+mod host;
+mod net;
+mod process;
+mod room;
+mod services;
+
+pub use docker::Docker;
+pub use error::{Error, Result, need_root};
+pub use host::Host;
+pub use net::{Around, End, NetLab, World, address};
+pub use process::{DEFAULT_TIMEOUT, Knock, Output, Process, Program};
+pub use room::{DIR_VARIABLE, base, existing, reap};
+pub use services::Sshd;
+
+/// For the first line of a live test: fails unless this process is root.
+///
+/// # Panics
+/// When the process is not root: live tests are never skipped in silence.
+pub fn require_root() {
+    if let Err(error) = need_root() {
+        panic!("{error}; run `cargo xtask test` as root");
+    }
+}

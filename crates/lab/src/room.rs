@@ -132,10 +132,16 @@ fn take_turn(base: &Path) -> Result<File> {
         match turn.try_lock() {
             Ok(()) => return Ok(turn),
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
-            Err(TryLockError::Error(source)) => return Err(Error::io("cannot lock the labs' folder", source)),
+            Err(TryLockError::Error(source)) => {
+                return Err(Error::io("cannot lock the labs' folder", source));
+            }
         }
     }
-    Err(Error::timeout("the labs' folder to be free", Duration::from_secs(10), ""))
+    Err(Error::timeout(
+        "the labs' folder to be free",
+        Duration::from_secs(10),
+        "",
+    ))
 }
 
 fn open_lock(dir: &Path) -> Result<File> {
