@@ -12,6 +12,7 @@ mod net;
 #[allow(dead_code)] // the packet-filter readers need the rest
 mod netlink;
 mod netns;
+mod path;
 mod process;
 mod sockets;
 
@@ -19,5 +20,6 @@ pub use cgroup::{ContainerRef, Runtime, Unit, container_of_cgroup, unit_of_cgrou
 pub use error::Error;
 pub use net::net;
 pub use netns::{in_netns_of, net_in, sockets_in};
+pub use path::{LinkLayer, Path, link_layer, neighbour, path_to};
 pub use process::{Process, Processes, process, processes};
 pub use sockets::{Connection, Socket, connections, sockets};
