@@ -1,7 +1,11 @@
 //! The pure middle of portcullis: facts, policy, catalog, findings, plans. No IO, no clock.
+pub mod catalog;
 pub mod finding;
 pub mod host;
 pub mod plan;
+pub mod policy;
+pub mod text;
+pub mod zones;
 
 use sha2::{Digest, Sha256};
 
