@@ -1,6 +1,7 @@
 //! Who can open a connection through this host's packet filter, and why.
 mod addrset;
 mod engine;
+mod intervals;
 pub mod ir;
 mod net;
 pub mod parse;
