@@ -60,14 +60,11 @@ impl Docker {
     /// families) and has busybox's tools.
     pub fn import_web_image(&self, tag: &str, page: &str) -> Result<()> {
         let tar = web_image_tar(&self.host.folder().join("image"), page)?;
-        self.cli(&[
-            "import",
-            "--change",
-            r#"CMD ["/bin/busybox","httpd","-f","-p","80","-h","/www"]"#,
-            &tar.to_string_lossy(),
-            tag,
-        ])
-        .map(drop)
+        let mut arguments = vec!["import"];
+        arguments.extend(WEB_IMAGE);
+        let tar = tar.to_string_lossy();
+        arguments.extend([&*tar, tag]);
+        self.cli(&arguments).map(drop)
     }
 
     /// `docker run -d --name NAME OPTIONS… IMAGE`; gives the container's address on the default bridge (empty when it
@@ -105,6 +102,12 @@ impl Docker {
         host.dockerd_with(arguments)
     }
 }
+
+/// What `docker import` is told about the image of [`web_image_tar`].
+pub(crate) const WEB_IMAGE: [&str; 2] = [
+    "--change",
+    r#"CMD ["/bin/busybox","httpd","-f","-p","80","-h","/www"]"#,
+];
 
 /// Packs an image with busybox and a page; gives the tar file's path.
 pub(crate) fn web_image_tar(folder: &Path, page: &str) -> Result<std::path::PathBuf> {

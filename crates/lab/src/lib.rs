@@ -3,7 +3,7 @@
 //! Two kinds, in the same world of a stranger on the Internet, an operator, and a neighbour on the LAN:
 //! - [`World`]: a server made of namespaces, in a tenth of a second. Real ufw, fail2ban, sshd and dockerd run in it; it
 //!   has no systemd.
-//! - `MachineWorld`: a whole Debian with systemd as its first process, in ten seconds, that can be rebooted and can
+//! - [`Machine`]: a whole Debian with systemd as its first process, in ten seconds, that can be rebooted and can
 //!   lose its power.
 //!
 //! Nothing on this machine is touched: hosts see its programs, and every write of theirs is private. Everything is gone
@@ -29,6 +29,9 @@ mod cell;
 mod docker;
 mod error;
 mod host;
+mod image;
+mod machine;
+mod mirror;
 mod net;
 mod process;
 mod room;
@@ -37,6 +40,8 @@ mod services;
 pub use docker::Docker;
 pub use error::{Error, Result, need_root};
 pub use host::Host;
+pub use image::{CACHE_VARIABLE, Image, Release};
+pub use machine::{Machine, MachineOptions};
 pub use net::{Around, End, NetLab, World, address};
 pub use process::{DEFAULT_TIMEOUT, Knock, Output, Process, Program};
 pub use room::{DIR_VARIABLE, base, existing, reap};

@@ -37,6 +37,10 @@ impl NetLab {
         })
     }
 
+    pub(crate) fn room(&self) -> &Arc<Room> {
+        &self.room
+    }
+
     /// The lab's name among all labs of this machine, as [`crate::existing`] lists it.
     pub fn id(&self) -> &str {
         self.room.name()

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Context, Error, Result};
@@ -33,7 +33,7 @@ impl Sshd {
 /// How somebody logs in.
 #[derive(Debug, Clone)]
 pub(crate) enum Credential<'a> {
-    Key(&'a std::path::Path),
+    Key(&'a Path),
     Password(&'a str),
 }
 
@@ -169,17 +169,22 @@ impl Host {
     }
 
     /// Runs `command` on another host over ssh from here, as root with a key.
-    pub fn ssh(&self, to: IpAddr, key: &std::path::Path, command: &[&str]) -> Result<Output> {
-        self.ssh_as("root", to, &Credential::Key(key), command)
+    pub fn ssh(&self, to: IpAddr, key: &Path, command: &[&str]) -> Result<Output> {
+        self.ssh_as("root", to, key, command)
+    }
+
+    /// Runs `command` on another host over ssh from here, as `user` with a key.
+    pub fn ssh_as(&self, user: &str, to: IpAddr, key: &Path, command: &[&str]) -> Result<Output> {
+        self.ssh_with(user, to, &Credential::Key(key), command)
     }
 
     /// Tries one password on another host's sshd from here; says whether it let us in.
     pub fn ssh_password(&self, to: IpAddr, user: &str, password: &str) -> Result<bool> {
-        let output = self.ssh_as(user, to, &Credential::Password(password), &["true"])?;
+        let output = self.ssh_with(user, to, &Credential::Password(password), &["true"])?;
         Ok(output.success())
     }
 
-    fn ssh_as(
+    fn ssh_with(
         &self,
         user: &str,
         to: IpAddr,
