@@ -169,53 +169,53 @@ enum Admission {
 
 fn admission(policy: &Policy, test: &PolicyTest) -> Admission {
     let mut open = false;
-    let mut covers = |sources: &[Source]| {
-        for source in sources {
-            match (source, &test.from) {
-                (Source::Anywhere, _) => return true,
-                (a, b) if a == b => return true,
-                (Source::Zone(_), _) | (_, Source::Zone(_) | Source::Anywhere) => open = true,
-                (a, b) => match (span_of(a), span_of(b)) {
-                    (Some((a1, a2)), Some((b1, b2))) if a1 <= b1 && b2 <= a2 => return true,
-                    // A part of the test's sources is admitted: neither wholly open nor closed.
-                    (Some((a1, a2)), Some((b1, b2))) if a1 <= b2 && b1 <= a2 => open = true,
-                    _ => {}
-                },
-            }
-        }
-        false
-    };
     for allow in policy.allows.iter().filter(|a| a.proto == test.proto) {
-        let port = match (allow.port, test.port) {
+        let same_ports = match (allow.port, test.port) {
             (a, b) if a == b => true,
             (PortSpec::Range(first, last), PortSpec::One(port)) => (first..=last).contains(&port),
-            (PortSpec::Ssh, PortSpec::One(_)) | (PortSpec::One(_), PortSpec::Ssh) => {
-                // Which ports "ssh" stands for is the host's matter; 22 is only likely.
-                if covers(&allow.from) {
-                    return Admission::Open;
-                }
-                false
-            }
-            (a, b) => {
-                if overlap(a, b) && covers(&allow.from) {
-                    return Admission::Open;
-                }
-                false
-            }
+            // Which ports "ssh" stands for is the host's matter, and a range may be covered in part.
+            (a, b) if overlap(a, b) => false,
+            _ => continue,
         };
-        if port && covers(&allow.from) {
-            return Admission::Yes(allow.span.clone());
+        match (covers(&allow.from, &test.from), same_ports) {
+            (Cover::Whole, true) => return Admission::Yes(allow.span.clone()),
+            (Cover::None, _) => {}
+            _ => open = true,
         }
     }
     for rule in &policy.services {
-        if let Reach::From(from) = &rule.reach
-            && covers(from)
-        {
-            // Where a service listens is the host's matter.
-            return Admission::Open;
+        // Where a service listens is the host's matter.
+        if let Reach::From(from) = &rule.reach {
+            open |= covers(from, &test.from) != Cover::None;
         }
     }
     if open { Admission::Open } else { Admission::No }
+}
+
+/// How much of a test's sources an allow names.
+#[derive(PartialEq)]
+enum Cover {
+    Whole,
+    /// A part, or a zone is involved.
+    Perhaps,
+    None,
+}
+
+fn covers(sources: &[Source], wanted: &Source) -> Cover {
+    let mut best = Cover::None;
+    for source in sources {
+        match (source, wanted) {
+            (Source::Anywhere, _) => return Cover::Whole,
+            (a, b) if a == b => return Cover::Whole,
+            (Source::Zone(_), _) | (_, Source::Zone(_) | Source::Anywhere) => best = Cover::Perhaps,
+            (a, b) => match (span_of(a), span_of(b)) {
+                (Some((a1, a2)), Some((b1, b2))) if a1 <= b1 && b2 <= a2 => return Cover::Whole,
+                (Some((a1, a2)), Some((b1, b2))) if a1 <= b2 && b1 <= a2 => best = Cover::Perhaps,
+                _ => {}
+            },
+        }
+    }
+    best
 }
 
 fn overlap(a: PortSpec, b: PortSpec) -> bool {
