@@ -3,6 +3,7 @@ pub mod catalog;
 pub mod finding;
 pub mod host;
 pub mod plan;
+pub mod planner;
 pub mod policy;
 pub mod text;
 pub mod zones;

@@ -1,0 +1,119 @@
+//! The files that portcullis owns as a whole: their paths, and when they are written.
+
+use super::Draft;
+use crate::host::Host;
+use crate::plan::Action;
+use sha2::{Digest, Sha256};
+
+/// The guard's script, loaded at boot and by fail2ban when the table is gone.
+pub const GUARD_FILE: &str = "/etc/portcullis/guard.nft";
+/// The unit that loads it.
+pub const GUARD_UNIT: &str = "portcullis-guard.service";
+/// File of [`GUARD_UNIT`].
+pub const GUARD_UNIT_FILE: &str = "/etc/systemd/system/portcullis-guard.service";
+/// Drop-in that loads the guard again after nftables.service flushed every table.
+pub const GUARD_DROPIN: &str = "/etc/systemd/system/nftables.service.d/portcullis.conf";
+/// fail2ban's action: bans go into the guard's sets.
+pub const ACTION_FILE: &str = "/etc/fail2ban/action.d/portcullis.conf";
+/// fail2ban's sshd jail.
+pub const JAIL_FILE: &str = "/etc/fail2ban/jail.d/portcullis.local";
+/// Drop-in that binds Ollama to loopback; see [`dropin`].
+pub const OLLAMA_DROPIN: &str = "/etc/systemd/system/ollama.service.d/zz-portcullis.conf";
+
+/// Every file that a plan may write or remove. [`Host::files`] must say of each what is there.
+pub const MANAGED_FILES: &[&str] = &[
+    ACTION_FILE,
+    GUARD_DROPIN,
+    GUARD_FILE,
+    GUARD_UNIT_FILE,
+    JAIL_FILE,
+    OLLAMA_DROPIN,
+    "/etc/systemd/system/open-webui.service.d/zz-portcullis.conf",
+    "/etc/systemd/system/qdrant.service.d/zz-portcullis.conf",
+];
+
+/// The drop-in of a unit that binds its service. Its name sorts behind `override.conf`, so it wins.
+pub(super) fn dropin(unit: &str) -> String {
+    format!("/etc/systemd/system/{unit}.d/zz-portcullis.conf")
+}
+
+/// Permission bits of every managed file: they hold no secrets.
+pub(super) const MODE: u32 = 0o644;
+
+/// After nftables.service (it flushes every table at its start) and before the network and the engines,
+/// so that no packet is routed to a container unguarded. Without default dependencies, or it would
+/// wait for basic.target, which comes later than the network on some systems.
+pub(super) const GUARD_UNIT_TEXT: &str = "\
+# Written by portcullis: `portcullis apply` replaces it.
+[Unit]
+Description=portcullis guard: published ports obey the policy
+DefaultDependencies=no
+RequiresMountsFor=/etc/portcullis /usr/sbin
+After=systemd-modules-load.service nftables.service netfilter-persistent.service
+Wants=network-pre.target
+Before=network-pre.target docker.service containerd.service podman.service k3s.service fail2ban.service
+Conflicts=shutdown.target
+Before=shutdown.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/sbin/nft -f /etc/portcullis/guard.nft
+ExecReload=/usr/sbin/nft -f /etc/portcullis/guard.nft
+
+[Install]
+WantedBy=sysinit.target
+";
+
+/// `-`: nftables.service must not fail for it.
+pub(super) const GUARD_DROPIN_TEXT: &str = "\
+# Written by portcullis: nftables.service flushes every table, the guard's too; this loads it again.
+[Service]
+ExecStartPost=-/usr/sbin/nft -f /etc/portcullis/guard.nft
+ExecReload=-/usr/sbin/nft -f /etc/portcullis/guard.nft
+";
+
+/// Adds a [`Action::WriteFile`] unless the file is there with this content, mode and owner.
+pub(super) fn write(
+    host: &Host,
+    draft: &mut Draft,
+    path: &str,
+    content: String,
+    why: &str,
+    mends: &[&str],
+) -> bool {
+    if is(host, path, &content) {
+        return false;
+    }
+    draft.change(
+        why,
+        mends,
+        Action::WriteFile {
+            path: path.to_owned(),
+            content,
+            mode: MODE,
+        },
+    );
+    true
+}
+
+/// True when the file is there with this content, [`MODE`], owned by root.
+pub(super) fn is(host: &Host, path: &str, content: &str) -> bool {
+    host.files
+        .get(path)
+        .and_then(Option::as_ref)
+        .is_some_and(|fact| {
+            fact.sha256 == sha256(content) && (fact.mode, fact.uid, fact.gid) == (MODE, 0, 0)
+        })
+}
+
+/// True when there is such a file, whatever its content.
+pub(super) fn exists(host: &Host, path: &str) -> bool {
+    matches!(host.files.get(path), Some(Some(_)))
+}
+
+/// Lowercase hex, as [`crate::host::FileFact::sha256`] has it.
+pub(super) fn sha256(text: &str) -> String {
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
