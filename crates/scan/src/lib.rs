@@ -11,6 +11,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 pub mod connect;
+pub mod packet;
 mod ports;
 mod report;
 
@@ -63,5 +64,13 @@ pub enum ScanError {
         /// What the kernel said.
         #[source]
         source: std::io::Error,
+    },
+    /// There is no way to a target.
+    #[error("no way to {target}: {why}")]
+    NoRoute {
+        /// The target.
+        target: std::net::IpAddr,
+        /// What is missing.
+        why: String,
     },
 }
