@@ -140,6 +140,13 @@ impl Host {
         .map(drop)
     }
 
+    /// Whether the host has found the link-layer address of an on-link neighbour.
+    pub(crate) fn knows(&self, neighbour: IpAddr) -> Result<bool> {
+        let argv = ["ip", "neighbour", "show", "to", &neighbour.to_string()];
+        let entries = self.in_net(|| ok_here(&argv, b"", Duration::from_secs(20)))??;
+        Ok(entries.contains("lladdr"))
+    }
+
     /// Writes a file, making its folders.
     pub fn write(&self, path: &str, bytes: impl AsRef<[u8]>) -> Result<()> {
         let bytes = bytes.as_ref();

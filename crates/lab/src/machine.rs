@@ -150,6 +150,7 @@ impl Machine {
             room,
         };
         machine.boot()?;
+        machine.around.wait_for_paths()?;
         let public = fs::read(machine.key.with_extension("pub")).at("read", &machine.key)?;
         for (home, owner) in [("/root", "root:root"), ("/home/admin", "admin:admin")] {
             let ssh = format!("{home}/.ssh");

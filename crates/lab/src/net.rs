@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::host::{Host, check_name};
-use crate::process::{Knock, knock};
+use crate::process::Knock;
 use crate::room::Room;
 
 /// A lab of hosts. It and its hosts are gone when the last handle is dropped, or when this process ends.
@@ -194,40 +194,46 @@ impl Around {
         Ok(around)
     }
 
-    /// Waits until everybody gets an answer from the server's addresses, be it a refusal: links and neighbour discovery
-    /// take a moment after they were set up.
+    /// Waits until packets pass between everybody and the server: links and neighbour discovery take a moment after they
+    /// were set up. An answer shows it, be it a refusal; so does, where a firewall is on, that the next hop has found
+    /// the server's link-layer address.
     pub(crate) fn wait_for_paths(&self) -> Result<()> {
         const BOUND: Duration = Duration::from_secs(10);
         use address::{SERVER, SERVER_LAN, SERVER_LAN_V6, SERVER_V6};
         let paths = [
-            (&self.stranger, SERVER),
-            (&self.stranger, SERVER_V6),
-            (&self.operator, SERVER),
-            (&self.operator, SERVER_V6),
-            (&self.neighbour, SERVER_LAN),
-            (&self.neighbour, SERVER_LAN_V6),
+            (&self.stranger, SERVER, &self.internet),
+            (&self.stranger, SERVER_V6, &self.internet),
+            (&self.operator, SERVER, &self.internet),
+            (&self.operator, SERVER_V6, &self.internet),
+            (&self.neighbour, SERVER_LAN, &self.neighbour),
+            (&self.neighbour, SERVER_LAN_V6, &self.neighbour),
         ];
         let start = Instant::now();
-        for (host, to) in paths {
-            host.in_net(|| {
-                loop {
-                    let seen = knock(to, 9, Duration::from_millis(100));
-                    if matches!(seen, Knock::Open | Knock::Refused) {
-                        return Ok(());
-                    }
-                    if start.elapsed() >= BOUND {
-                        let what = format!("an answer from {to} to {}", host.name());
-                        return Err(Error::timeout(what, BOUND, &format!("{seen:?}")));
-                    }
-                    thread::sleep(Duration::from_millis(2));
+        for (host, to, next_hop) in paths {
+            loop {
+                let seen = host.knock(to, 9, Duration::from_millis(100))?;
+                if matches!(seen, Knock::Open | Knock::Refused) || next_hop.knows(to)? {
+                    break;
                 }
-            })??;
+                if start.elapsed() >= BOUND {
+                    let what = format!("a way from {} to {to}", host.name());
+                    return Err(Error::timeout(what, BOUND, &format!("{seen:?}")));
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
         }
         Ok(())
     }
 
     /// Plugs eth0 (Internet) and eth1 (LAN) into the network namespace of the process `pid`.
     pub(crate) fn plug_into(&self, pid: u32) -> Result<()> {
+        // The kernel takes the cables of a network that is gone away in its own time.
+        for (host, interface) in [(&self.internet, "server"), (&self.neighbour, "eth0")] {
+            if host.exists(&format!("/sys/class/net/{interface}"))? {
+                // It may go just now by itself.
+                let _ = host.ip(&format!("link delete {interface}"));
+            }
+        }
         plug(
             End {
                 host: &self.internet,
