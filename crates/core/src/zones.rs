@@ -150,8 +150,9 @@ fn at_interface(host: &Host, interface: &Interface, found: &mut Vec<(Kind, Strin
 fn carried_by_master(host: &Host, interface: &Interface) -> bool {
     interface.master.is_some_and(|master| {
         let master = host.net.interfaces.iter().find(|i| i.index == master);
-        // A VRF's ports keep their own addresses and names.
-        !master.is_some_and(|m| m.kind.as_deref() == Some("vrf"))
+        // A VRF's ports keep their own addresses and names; an unknown master is no reason to
+        // leave a way in out of sight.
+        master.is_some_and(|m| m.kind.as_deref() != Some("vrf"))
     })
 }
 

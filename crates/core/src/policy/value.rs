@@ -156,7 +156,7 @@ impl fmt::Display for Source {
 pub fn duration_text(duration: Duration) -> String {
     let seconds = duration.as_secs();
     for (unit, size) in [("w", 604_800), ("d", 86_400), ("h", 3600), ("m", 60)] {
-        if seconds >= size && seconds % size == 0 {
+        if seconds >= size && seconds.is_multiple_of(size) {
             return format!("{}{unit}", seconds / size);
         }
     }
