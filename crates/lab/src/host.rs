@@ -292,7 +292,7 @@ fn furnish(name: &str, folder: &Path, docker: &Path) -> Result<()> {
     bind(docker, data)
 }
 
-fn tmpfs(at: &Path, options: &str) -> Result<()> {
+pub(crate) fn tmpfs(at: &Path, options: &str) -> Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some(options)).at("mount a tmpfs on", at)
 }

@@ -14,7 +14,7 @@ use nix::sched::CloneFlags;
 
 use crate::cell::{self, Cell, Namespaces, everything};
 use crate::error::{Context, Error, Result};
-use crate::host::write_file;
+use crate::host::{tmpfs, write_file};
 use crate::image::{Image, Release, stack};
 use crate::net::{Around, NetLab};
 use crate::process::{self, Output, Process, Program, last_lines, ok_here};
@@ -181,6 +181,8 @@ impl Machine {
         let root = self.folder.join("root");
         let (changes, work) = (self.folder.join("changes"), self.folder.join("work"));
         let cell = Cell::new("machine", CloneFlags::CLONE_NEWNET, || {
+            // Where systemd-nspawn keeps its locks: two machines have nothing to do with one another.
+            tmpfs(Path::new("/run"), "mode=0755")?;
             stack(&self.folders, &changes, &work, &root)
         })?;
         self.around.plug_into(cell.pid())?;

@@ -225,18 +225,62 @@ fn nothing_is_left_of_a_machine() {
         let machine = Machine::of(Release::Bookworm).boot("gone").unwrap();
         (machine.lab.id().to_owned(), machine.leader().unwrap())
     };
+    gone(&id, leader);
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn nothing_is_left_of_a_machine_whose_maker_was_killed() {
+    lab::require_root();
+    // The test binary runs itself as the victim, which boots a machine, says so, and waits to be killed.
+    const VICTIM: &str = "PORTCULLIS_LAB_TEST_VICTIM";
+    if let Some(report) = std::env::var_os(VICTIM) {
+        let machine = Machine::of(Release::Bookworm).boot("killed").unwrap();
+        let text = format!("{} {}", machine.lab.id(), machine.leader().unwrap());
+        std::fs::write(report, text).unwrap();
+        std::thread::sleep(Duration::from_secs(60));
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("report");
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "--ignored",
+            "nothing_is_left_of_a_machine_whose_maker_was_killed",
+        ])
+        .env(VICTIM, &report)
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    let text = loop {
+        match std::fs::read_to_string(&report) {
+            Ok(text) if text.contains(' ') => break text,
+            _ => std::thread::sleep(Duration::from_millis(50)),
+        }
+        assert!(start.elapsed() < SOON * 60, "the victim booted no machine");
+    };
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    let (id, leader) = text.split_once(' ').unwrap();
+    gone(id, leader.parse().unwrap());
+}
+
+#[track_caller]
+fn gone(id: &str, leader: u32) {
     let start = Instant::now();
     loop {
+        let _ = lab::reap();
         let cgroups = Command::new("find")
-            .args(["/sys/fs/cgroup", "-name", &id])
+            .args(["/sys/fs/cgroup", "-name", id])
             .output()
             .unwrap()
             .stdout;
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let left = [
             !cgroups.is_empty(),
-            mounts.contains(&id),
-            lab::existing().contains(&id),
+            mounts.contains(id),
+            lab::existing().iter().any(|lab| lab == id),
             std::fs::read_to_string(format!("/proc/{leader}/comm"))
                 .is_ok_and(|name| name == "systemd\n"),
         ];
