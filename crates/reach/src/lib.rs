@@ -8,7 +8,7 @@ pub mod parse;
 mod query;
 
 pub use addrset::AddrSet;
-pub use engine::{reach, walk_hook};
+pub use engine::{Engine, reach, walk_hook};
 pub use ir::{Backend, Ruleset};
 pub use net::*;
 pub use query::*;

@@ -194,3 +194,14 @@ pub struct PolicyRule {
     /// What happens.
     pub action: PolicyAction,
 }
+
+impl Net {
+    /// The link of this name.
+    pub fn interface(&self, name: &str) -> Option<&Interface> {
+        self.interfaces.iter().find(|i| i.name == name)
+    }
+    /// The link with this index.
+    pub fn interface_by_index(&self, index: u32) -> Option<&Interface> {
+        self.interfaces.iter().find(|i| i.index == index)
+    }
+}

@@ -1,0 +1,668 @@
+//! The routing decision, with one symbolic address: the client's.
+//!
+//! Sources: `fib_rules.c`, `ip_route_input_slow` and `__fib_validate_source` of the kernel.
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::packet::{Dev, Packet};
+use crate::intervals::{self, Ivs, Unit};
+use crate::ir::Ipv;
+use crate::{Net, NextHop, PolicyAction, PolicyRule, Route, RouteKind};
+
+const LOCAL_TABLE: u32 = 255;
+
+/// Routes and policy rules of one address family, sorted for lookups.
+pub(super) struct Routing<'a, T> {
+    net: &'a Net,
+    rules: Vec<PolicyRule>,
+    /// Longest prefix first, then metric.
+    tables: HashMap<u32, Vec<Entry<'a, T>>>,
+}
+
+struct Entry<'a, T> {
+    range: (T, T),
+    len: u8,
+    kind: RouteKind,
+    hops: &'a [NextHop],
+    /// For a local address that only the link list told of.
+    oif: Option<u32>,
+}
+
+/// What the routing tables say.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Way {
+    /// This host's own address.
+    Local,
+    Broadcast,
+    Multicast,
+    /// Out by one of these interfaces (more than one: multipath).
+    Out(Vec<u32>),
+    /// blackhole, unreachable, prohibit.
+    Refused(&'static str),
+    NoRoute,
+}
+
+/// A part of the client addresses and what the tables say for it. `maybe`: an undecidable policy rule stands before,
+/// so the same addresses may have another way too.
+pub(super) struct Routed<T> {
+    pub(super) set: Ivs<T>,
+    pub(super) way: Way,
+    pub(super) maybe: bool,
+}
+
+/// The question to the tables.
+#[derive(Debug, Clone)]
+pub(super) struct Ask<'q> {
+    /// True: the destination is the client (answers, reverse path); false: it is `near`.
+    pub(super) to_far: bool,
+    pub(super) near: Option<IpAddr>,
+    /// Incoming interface; `lo` for packets made here.
+    pub(super) iif: &'q str,
+    /// `None`: not known.
+    pub(super) mark: Option<u32>,
+    pub(super) proto: u8,
+    /// Source and destination port as the packet has them.
+    pub(super) ports: (Option<u16>, Option<u16>),
+}
+
+impl<'q> Ask<'q> {
+    /// Where does this packet go?
+    pub(super) fn of(packet: &'q Packet) -> Ask<'q> {
+        let ports = (packet.far_port, packet.near_port);
+        Ask {
+            to_far: !packet.original(),
+            near: packet.near,
+            iif: packet.iif.name().unwrap_or("lo"),
+            mark: packet.mark,
+            proto: packet.proto,
+            ports: if packet.original() {
+                ports
+            } else {
+                (ports.1, ports.0)
+            },
+        }
+    }
+}
+
+/// What the source check makes of the client addresses.
+#[derive(Default)]
+pub(super) struct SourceCheck<T> {
+    /// Surely dropped, with the reason.
+    pub(super) dropped: Vec<(Ivs<T>, &'static str)>,
+    /// Perhaps dropped: a sysctl or a rule is not known.
+    pub(super) open: Vec<(Ivs<T>, &'static str)>,
+}
+
+fn default_rules(ipv6: bool) -> Vec<PolicyRule> {
+    let rule = |priority, table| PolicyRule {
+        ipv6,
+        priority,
+        invert: false,
+        src: None,
+        dst: None,
+        iif: None,
+        oif: None,
+        fwmark: None,
+        protocol: None,
+        sport: None,
+        dport: None,
+        uid: None,
+        tos: 0,
+        suppress_prefixlength: None,
+        unknown_selector: false,
+        action: PolicyAction::Table { table },
+    };
+    let mut rules = vec![rule(0, LOCAL_TABLE), rule(32766, 254)];
+    if !ipv6 {
+        rules.push(rule(32767, 253));
+    }
+    rules
+}
+
+/// Whether a selector takes the packet.
+#[derive(Clone, Copy, PartialEq)]
+enum Fit {
+    Yes,
+    No,
+    Maybe,
+}
+
+impl Fit {
+    fn of(test: Option<bool>) -> Fit {
+        match test {
+            Some(true) => Fit::Yes,
+            Some(false) => Fit::No,
+            None => Fit::Maybe,
+        }
+    }
+    fn and(self, other: Fit) -> Fit {
+        match (self, other) {
+            (Fit::No, _) | (_, Fit::No) => Fit::No,
+            (Fit::Yes, Fit::Yes) => Fit::Yes,
+            _ => Fit::Maybe,
+        }
+    }
+}
+
+impl<'a, T: Unit> Routing<'a, T> {
+    pub(super) fn new(net: &'a Net) -> Self {
+        let ipv6 = T::BITS == 128;
+        let mut rules: Vec<PolicyRule> = net
+            .rules
+            .iter()
+            .filter(|r| r.ipv6 == ipv6)
+            .cloned()
+            .collect();
+        rules.sort_by_key(|r| r.priority);
+        if rules.is_empty() {
+            rules = default_rules(ipv6);
+        }
+        let mut tables: HashMap<u32, Vec<Entry<'a, T>>> = HashMap::new();
+        let mut sorted: Vec<&Route> = net.routes.iter().filter(|r| r.tos == 0).collect();
+        sorted.sort_by_key(|r| (std::cmp::Reverse(r.dst.prefix_len()), r.metric));
+        for route in sorted {
+            let Some(range) = T::prefix(route.dst) else {
+                continue;
+            };
+            tables.entry(route.table).or_default().push(Entry {
+                range,
+                len: route.dst.prefix_len(),
+                kind: route.kind,
+                hops: &route.nexthops,
+                oif: None,
+            });
+        }
+        let mut routing = Routing { net, rules, tables };
+        routing.complete();
+        routing
+    }
+
+    /// A host's addresses are local and its networks on-link even when the facts lack the kernel's own routes.
+    fn complete(&mut self) {
+        let bare = self.tables.is_empty();
+        for interface in &self.net.interfaces {
+            for address in &interface.addresses {
+                let Some(own) = T::from_ip(address.net.addr()) else {
+                    continue;
+                };
+                let local = self.tables.entry(LOCAL_TABLE).or_default();
+                if !local
+                    .iter()
+                    .any(|e| e.kind == RouteKind::Local && e.range.0 <= own && own <= e.range.1)
+                {
+                    local.insert(
+                        0,
+                        Entry {
+                            range: (own, own),
+                            len: T::BITS as u8,
+                            kind: RouteKind::Local,
+                            hops: &[],
+                            oif: Some(interface.index),
+                        },
+                    );
+                }
+                if let (true, Some(range)) = (bare, T::prefix(address.net)) {
+                    let main = self.tables.entry(254).or_default();
+                    main.push(Entry {
+                        range,
+                        len: address.net.prefix_len(),
+                        kind: RouteKind::Unicast,
+                        hops: &[],
+                        oif: Some(interface.index),
+                    });
+                    main.sort_by_key(|e| std::cmp::Reverse(e.len));
+                }
+            }
+        }
+        let local = self.tables.entry(LOCAL_TABLE).or_default();
+        if let Some(range) = loopback::<T>()
+            && !local
+                .iter()
+                .any(|e| e.range.0 <= range.0 && range.1 <= e.range.1)
+        {
+            local.push(Entry {
+                range,
+                len: if T::BITS == 32 { 8 } else { 128 },
+                kind: RouteKind::Local,
+                hops: &[],
+                oif: self
+                    .net
+                    .interfaces
+                    .iter()
+                    .find(|i| i.loopback)
+                    .map(|i| i.index),
+            });
+        }
+    }
+
+    /// Parts of `set` by the way that their packets go.
+    pub(super) fn route(&self, ask: &Ask<'_>, set: Ivs<T>) -> Vec<Routed<T>> {
+        let mut out = vec![];
+        self.from_rule(0, ask, set, false, &mut out);
+        out
+    }
+
+    fn from_rule(
+        &self,
+        first: usize,
+        ask: &Ask<'_>,
+        mut set: Ivs<T>,
+        mut maybe: bool,
+        out: &mut Vec<Routed<T>>,
+    ) {
+        let mut emit = |set: Ivs<T>, way: Way, maybe: bool| {
+            if !set.is_empty() {
+                out.push(Routed { set, way, maybe });
+            }
+        };
+        for (index, rule) in self.rules.iter().enumerate().skip(first) {
+            if set.is_empty() {
+                return;
+            }
+            let (fit, part) = self.selects(rule, ask, &set);
+            if fit == Fit::No || part.is_empty() {
+                continue;
+            }
+            let unsure = maybe || fit == Fit::Maybe;
+            let refused = match rule.action {
+                PolicyAction::Nop => continue,
+                PolicyAction::Blackhole => Some("blackhole"),
+                PolicyAction::Unreachable => Some("unreachable"),
+                PolicyAction::Prohibit => Some("prohibit"),
+                PolicyAction::Table { .. } | PolicyAction::Goto { .. } => None,
+                PolicyAction::Unknown => {
+                    // Any table may be meant: every later answer is one of several.
+                    maybe = true;
+                    continue;
+                }
+            };
+            let mut found: Ivs<T> = vec![];
+            if let Some(reason) = refused {
+                found = part.clone();
+                emit(part, Way::Refused(reason), unsure);
+            } else if let PolicyAction::Goto { priority } = rule.action {
+                let at = self.rules.partition_point(|r| r.priority < priority);
+                found = part.clone();
+                if at > index {
+                    let mut inner = vec![];
+                    self.from_rule(at, ask, part, unsure, &mut inner);
+                    inner.into_iter().for_each(|r| emit(r.set, r.way, r.maybe));
+                }
+            } else if let PolicyAction::Table { table } = rule.action {
+                let floor = rule.suppress_prefixlength;
+                for (set, way) in self.lookup(table, ask, part, floor) {
+                    found = intervals::union(&found, &set);
+                    emit(set, way, unsure);
+                }
+            }
+            if fit == Fit::Yes {
+                set = intervals::subtract(&set, &found);
+            } else {
+                maybe = true;
+            }
+        }
+        emit(set, Way::NoRoute, maybe);
+    }
+
+    /// Which of `set` the rule's selectors take.
+    fn selects(&self, rule: &PolicyRule, ask: &Ask<'_>, set: &[(T, T)]) -> (Fit, Ivs<T>) {
+        let mut fit = Fit::Yes;
+        let (far, near) = if ask.to_far {
+            (rule.dst, rule.src)
+        } else {
+            (rule.src, rule.dst)
+        };
+        if let Some(net) = near {
+            fit = fit.and(Fit::of(ask.near.map(|a| net.contains(&a))));
+        }
+        if let Some(name) = &rule.iif {
+            fit = fit.and(Fit::of(Some(name == ask.iif)));
+        }
+        // Only sockets bound to a device have an outgoing one before the lookup.
+        if rule.oif.is_some() {
+            fit = fit.and(Fit::No);
+        }
+        if let Some((value, mask)) = rule.fwmark {
+            fit = fit.and(Fit::of(ask.mark.map(|m| m & mask == value & mask)));
+        }
+        if let Some(proto) = rule.protocol {
+            fit = fit.and(Fit::of(Some(proto == ask.proto)));
+        }
+        for (range, port) in [(rule.sport, ask.ports.0), (rule.dport, ask.ports.1)] {
+            if let Some((first, last)) = range {
+                fit = fit.and(Fit::of(port.map(|p| first <= p && p <= last)));
+            }
+        }
+        if rule.uid.is_some() {
+            fit = fit.and(if ask.iif == "lo" { Fit::Maybe } else { Fit::No });
+        }
+        // The client chooses the TOS of its packets.
+        if rule.tos != 0 || rule.unknown_selector {
+            fit = fit.and(Fit::Maybe);
+        }
+        let selected = match far.map(T::prefix) {
+            None => None,
+            Some(None) => Some(vec![]),
+            Some(Some(range)) => Some(intervals::intersect(set, &[range])),
+        };
+        if !rule.invert {
+            return (fit, selected.unwrap_or_else(|| set.to_vec()));
+        }
+        match (fit, selected) {
+            (Fit::Yes, Some(part)) => (Fit::Yes, intervals::subtract(set, &part)),
+            (Fit::Yes, None) => (Fit::No, vec![]),
+            (Fit::No, _) => (Fit::Yes, set.to_vec()),
+            (Fit::Maybe, _) => (Fit::Maybe, set.to_vec()),
+        }
+    }
+
+    fn lookup(
+        &self,
+        table: u32,
+        ask: &Ask<'_>,
+        mut set: Ivs<T>,
+        floor: Option<u32>,
+    ) -> Vec<(Ivs<T>, Way)> {
+        let mut out: Vec<(Ivs<T>, Way)> = vec![];
+        let Some(entries) = self.tables.get(&table) else {
+            return out;
+        };
+        let near = if ask.to_far {
+            None
+        } else {
+            ask.near.and_then(T::from_ip)
+        };
+        for entry in entries {
+            if set.is_empty() {
+                break;
+            }
+            let part = if ask.to_far {
+                let part = intervals::intersect(&set, &[entry.range]);
+                if part.is_empty() {
+                    continue;
+                }
+                set = intervals::subtract(&set, &part);
+                part
+            } else {
+                if near.is_none_or(|n| n < entry.range.0 || n > entry.range.1) {
+                    continue;
+                }
+                std::mem::take(&mut set)
+            };
+            let suppressed = floor.is_some_and(|floor| u32::from(entry.len) <= floor);
+            if let (false, Some(way)) = (suppressed, entry.way()) {
+                match out.iter_mut().find(|(_, w)| *w == way) {
+                    Some((known, _)) => *known = intervals::union(known, &part),
+                    None => out.push((part, way)),
+                }
+            }
+        }
+        out
+    }
+
+    /// Addresses of one RTN_* type, optionally only those of one interface. Without rules: the local table decides,
+    /// everything else is unicast (`inet_addr_type_dev_table`).
+    pub(super) fn of_type(&self, kind: u64, only: Option<&str>) -> Ivs<T> {
+        let index = only
+            .and_then(|name| self.net.interface(name))
+            .map(|i| i.index);
+        let special = |kind: RouteKind| -> Ivs<T> {
+            let mut left: Ivs<T> = vec![(T::MIN, T::MAX)];
+            let mut out = vec![];
+            for entry in self.tables.get(&LOCAL_TABLE).into_iter().flatten() {
+                let part = intervals::intersect(&left, &[entry.range]);
+                left = intervals::subtract(&left, &part);
+                if entry.kind == kind && (only.is_none() || entry.leaves_by(index)) {
+                    out.extend(part);
+                }
+            }
+            intervals::normalise(out)
+        };
+        let mut fixed = fixed_types::<T>();
+        match kind {
+            2 => intervals::subtract(
+                &special(RouteKind::Local),
+                &intervals::union(&fixed.0, &fixed.1),
+            ),
+            3 => intervals::union(&special(RouteKind::Broadcast), &fixed.0),
+            4 => special(RouteKind::Anycast),
+            5 => std::mem::take(&mut fixed.1),
+            1 => {
+                let others = [2, 3, 4, 5].map(|k| self.of_type(k, only));
+                intervals::complement(
+                    &others
+                        .iter()
+                        .fold(vec![], |all, s| intervals::union(&all, s)),
+                )
+            }
+            _ => vec![],
+        }
+    }
+
+    /// The RTN_* type of one address.
+    pub(super) fn type_of(&self, address: IpAddr, only: Option<&str>) -> u64 {
+        let Some(at) = T::from_ip(address) else {
+            return 0;
+        };
+        let is = |kind: &u64| intervals::contains(&self.of_type(*kind, only), at);
+        [2, 3, 4, 5].into_iter().find(is).unwrap_or(1)
+    }
+
+    /// Client addresses whose reverse route leaves by `iif` (`strict`), or by any interface.
+    pub(super) fn reverse(
+        &self,
+        packet: &Packet,
+        iif: &str,
+        set: Ivs<T>,
+        use_mark: bool,
+    ) -> Vec<Routed<T>> {
+        // fib_validate_source looks up as if the packet had been made here.
+        let mark = match (use_mark, packet.mark) {
+            (true, mark) => mark,
+            // src_valid_mark decides whether the mark counts; it is not among the facts.
+            (false, Some(0)) => Some(0),
+            (false, _) => None,
+        };
+        let ask = Ask {
+            to_far: true,
+            near: packet.near,
+            iif: if use_mark { iif } else { "lo" },
+            mark,
+            proto: packet.proto,
+            ports: (packet.near_port, packet.far_port),
+        };
+        self.route(&ask, set)
+    }
+
+    fn index(&self, name: &str) -> Option<u32> {
+        self.net.interface(name).map(|i| i.index)
+    }
+
+    /// Whether packets of these ways can be from the link `iif`; a VRF or bond above it counts as the link.
+    pub(super) fn leaves_by(&self, way: &Way, iif: &str) -> bool {
+        let Way::Out(oifs) = way else { return false };
+        let index = self.index(iif);
+        let master = self.net.interface(iif).and_then(|i| i.master);
+        oifs.iter()
+            .any(|oif| Some(*oif) == index || Some(*oif) == master)
+    }
+
+    /// The kernel's check of the source address of a packet that arrives on `packet.iif` (IPv4), and IPv6's few rules.
+    pub(super) fn check_source(&self, packet: &Packet, set: &[(T, T)]) -> SourceCheck<T> {
+        let mut check = SourceCheck {
+            dropped: vec![],
+            open: vec![],
+        };
+        let Some(interface) = packet.iif.name().and_then(|name| self.net.interface(name)) else {
+            return check;
+        };
+        if interface.loopback {
+            return check;
+        }
+        let mut left = set.to_vec();
+        let mut sort = |left: &mut Ivs<T>, part: &[(T, T)], to: Option<bool>, why: &'static str| {
+            let part = intervals::intersect(left, part);
+            if part.is_empty() {
+                return;
+            }
+            match to {
+                Some(true) => {
+                    *left = intervals::subtract(left, &part);
+                    check.dropped.push((part, why));
+                }
+                None => check.open.push((part, why)),
+                Some(false) => {}
+            }
+        };
+        let fixed = fixed_types::<T>();
+        sort(
+            &mut left,
+            &fixed.1,
+            Some(true),
+            "the source is a multicast address",
+        );
+        if packet.ip == Ipv::V6 {
+            let unspecified = (T::MIN, T::MIN);
+            sort(
+                &mut left,
+                &[unspecified],
+                Some(true),
+                "the source is the unspecified address",
+            );
+            if let Some(lo) = loopback::<T>() {
+                sort(
+                    &mut left,
+                    &[lo],
+                    Some(true),
+                    "loopback address from outside",
+                );
+            }
+            return check;
+        }
+        sort(
+            &mut left,
+            &fixed.0,
+            Some(true),
+            "the source is no host's address",
+        );
+        if let Some(lo) = loopback::<T>() {
+            let allowed = interface.route_localnet;
+            sort(
+                &mut left,
+                &[lo],
+                allowed.map(|yes| !yes),
+                "loopback address from outside",
+            );
+        }
+        let own = self.of_type(2, None);
+        let accept_local = interface.accept_local;
+        sort(
+            &mut left,
+            &own,
+            accept_local.map(|yes| !yes),
+            "this host's own address as source",
+        );
+
+        let rp = [self.net.sysctls.rp_filter_all, interface.rp_filter];
+        let strictest = rp.iter().map(|v| v.unwrap_or(1)).max().unwrap_or(0);
+        let known = rp.iter().all(Option::is_some);
+        if strictest == 0 {
+            return check;
+        }
+        // 1 is strict, 2 loose; the larger of the two settings holds.
+        let loose = known && strictest >= 2;
+        let routed = self.reverse(packet, &interface.name, left.clone(), false);
+        for r in routed {
+            let out = matches!(r.way, Way::Out(_));
+            let own = r.way == Way::Local;
+            let passes = if loose {
+                out
+            } else {
+                self.leaves_by(&r.way, &interface.name)
+            };
+            if !passes && !own {
+                let sure = known && !r.maybe;
+                let why = "rp_filter: the way back to the source does not lead there";
+                sort(&mut left, &r.set, if sure { Some(true) } else { None }, why);
+            }
+        }
+        check
+    }
+}
+
+impl<T: Unit> Entry<'_, T> {
+    fn way(&self) -> Option<Way> {
+        Some(match self.kind {
+            RouteKind::Local | RouteKind::Anycast => Way::Local,
+            RouteKind::Broadcast => Way::Broadcast,
+            RouteKind::Multicast => Way::Multicast,
+            RouteKind::Blackhole => Way::Refused("blackhole route"),
+            RouteKind::Unreachable => Way::Refused("unreachable route"),
+            RouteKind::Prohibit => Way::Refused("prohibit route"),
+            RouteKind::Throw => return None,
+            RouteKind::Unicast | RouteKind::Other => {
+                let alive: Vec<u32> = self
+                    .hops
+                    .iter()
+                    .filter(|h| !h.dead)
+                    .map(|h| h.oif)
+                    .collect();
+                // A link may be down only until the container starts: then the route counts all the same.
+                let hops = if alive.is_empty() {
+                    self.hops.iter().map(|h| h.oif).collect()
+                } else {
+                    alive
+                };
+                Way::Out(if hops.is_empty() {
+                    self.oif.into_iter().collect()
+                } else {
+                    hops
+                })
+            }
+        })
+    }
+    fn leaves_by(&self, index: Option<u32>) -> bool {
+        index.is_some() && (self.oif == index || self.hops.iter().any(|h| Some(h.oif) == index))
+    }
+}
+
+/// 127.0.0.0/8 or ::1.
+pub(super) fn loopback<T: Unit>() -> Option<(T, T)> {
+    let net = if T::BITS == 32 {
+        "127.0.0.0/8"
+    } else {
+        "::1/128"
+    };
+    net.parse().ok().and_then(T::prefix)
+}
+
+/// Addresses that are no host's (0.0.0.0/8 and 255.255.255.255), and multicast ones.
+pub(super) fn fixed_types<T: Unit>() -> (Ivs<T>, Ivs<T>) {
+    let nets = |texts: &[&str]| {
+        texts
+            .iter()
+            .filter_map(|t| T::prefix(t.parse().ok()?))
+            .collect()
+    };
+    if T::BITS == 32 {
+        (
+            nets(&["0.0.0.0/8", "255.255.255.255/32"]),
+            nets(&["224.0.0.0/4"]),
+        )
+    } else {
+        (vec![], nets(&["ff00::/8"]))
+    }
+}
+
+/// Names of the interfaces that a way leads out by.
+pub(super) fn names(net: &Net, oifs: &[u32]) -> Vec<Dev> {
+    let name = |index: &u32| {
+        net.interface_by_index(*index)
+            .map_or(Dev::Unknown, |i| Dev::is(&i.name))
+    };
+    if oifs.is_empty() {
+        vec![Dev::Unknown]
+    } else {
+        oifs.iter().map(name).collect()
+    }
+}

@@ -1,0 +1,153 @@
+//! Why: the steps that led to a decision, kept as a tree so that 100,000 decisions share their beginnings.
+use std::collections::HashMap;
+
+use super::compile::Compiled;
+use crate::ir::Policy;
+use crate::{RuleRef, Step, Witness};
+
+/// Index of a step; [`ROOT`] has none before it.
+pub(super) type Node = u32;
+pub(super) const ROOT: Node = 0;
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum What {
+    Root,
+    /// Rule `index` (from 0) of a chain.
+    Rule {
+        table: usize,
+        chain: usize,
+        index: usize,
+    },
+    Policy {
+        table: usize,
+        chain: usize,
+        policy: Policy,
+    },
+    /// A fact outside of the rules: routing, a sysctl.
+    Fact(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Entry {
+    parent: Node,
+    what: What,
+    /// What it depends on, where it is not sure.
+    conditions: Vec<String>,
+}
+
+/// The steps of one question.
+pub(super) struct Trace {
+    entries: Vec<Entry>,
+    known: HashMap<Entry, Node>,
+}
+
+impl Trace {
+    pub(super) fn new() -> Self {
+        let root = Entry {
+            parent: ROOT,
+            what: What::Root,
+            conditions: vec![],
+        };
+        Trace {
+            entries: vec![root],
+            known: HashMap::new(),
+        }
+    }
+    /// The step after `parent`; the same step has the same number.
+    pub(super) fn step(&mut self, parent: Node, what: What, conditions: &[String]) -> Node {
+        let entry = Entry {
+            parent,
+            what,
+            conditions: conditions.to_vec(),
+        };
+        if let Some(node) = self.known.get(&entry) {
+            return *node;
+        }
+        let node = self.entries.len() as Node;
+        self.entries.push(entry.clone());
+        self.known.insert(entry, node);
+        node
+    }
+    fn way(&self, node: Node) -> Vec<&Entry> {
+        let mut way = vec![];
+        let mut at = node;
+        while at != ROOT {
+            let entry = &self.entries[at as usize];
+            way.push(entry);
+            at = entry.parent;
+        }
+        way.reverse();
+        way
+    }
+    /// True when the way to this step has no undecided match.
+    pub(super) fn is_sure(&self, node: Node) -> bool {
+        self.way(node).iter().all(|e| e.conditions.is_empty())
+    }
+    /// What the way to this step depends on.
+    pub(super) fn conditions(&self, node: Node) -> Vec<String> {
+        let mut out: Vec<String> = vec![];
+        for text in self.way(node).iter().flat_map(|e| &e.conditions) {
+            if !out.contains(text) {
+                out.push(text.clone());
+            }
+        }
+        out
+    }
+    pub(super) fn witness(&self, node: Node, tables: &[Compiled<'_>]) -> Witness {
+        let mut steps: Vec<Step> = self
+            .way(node)
+            .into_iter()
+            .map(|e| tell(&e.what, tables))
+            .collect();
+        let Some(last) = steps.pop() else {
+            return Witness {
+                rule: "no rule stands in the way".into(),
+                ..Witness::default()
+            };
+        };
+        Witness {
+            rule: last.text,
+            at: last.at,
+            path: steps,
+        }
+    }
+}
+
+fn tell(what: &What, tables: &[Compiled<'_>]) -> Step {
+    let place = |table: usize, chain: usize, position: usize| -> RuleRef {
+        let table = tables[table].table;
+        table.place(&table.chains[chain].name, position as u32)
+    };
+    match what {
+        What::Root => Step {
+            at: None,
+            text: String::new(),
+        },
+        What::Rule {
+            table,
+            chain,
+            index,
+        } => Step {
+            at: Some(place(*table, *chain, index + 1)),
+            text: tables[*table].table.chains[*chain].rules[*index]
+                .text
+                .clone(),
+        },
+        What::Policy {
+            table,
+            chain,
+            policy,
+        } => Step {
+            at: Some(place(*table, *chain, 0)),
+            text: match policy {
+                Policy::Accept => "policy accept".into(),
+                Policy::Drop => "policy drop".into(),
+            },
+        },
+        What::Fact(text) => Step {
+            at: None,
+            text: text.clone(),
+        },
+    }
+}

@@ -1,0 +1,835 @@
+//! The walk through chains: the client's address is a set, everything else of the packet is concrete.
+//!
+//! A sure match takes its clients out of the flow; an undecided one leaves them and works on a copy. So in the end
+//! "may pass" and "may be dropped" are both exact over-approximations: who is in one of them only is decided.
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use super::Engine;
+use super::compile::{Compiled, Probe};
+use super::lookup::Cache;
+use super::matching::Holds;
+use super::packet::Packet;
+use super::route::Routing;
+use super::trace::{Node, Trace, What};
+use crate::intervals::{self, Ivs, Pending, Unit};
+use crate::ir::{
+    Condition, Data, IntSet, Match, NfHook, Operand, Policy, Rule, RuleVerdict, SetRef, Statement,
+    Target,
+};
+use crate::{Net, Verdict};
+
+/// Clients whose packets share every other property.
+#[derive(Debug, Clone)]
+pub(super) struct Flow<T> {
+    pub(super) packet: Rc<Packet>,
+    pub(super) set: Pending<T>,
+    /// The way here, outside of the current base chain.
+    pub(super) node: Node,
+    /// How many chains hold back a part of this flow until their end.
+    lent: u32,
+}
+
+impl<T: Unit> Flow<T> {
+    pub(super) fn new(packet: Rc<Packet>, set: Ivs<T>, node: Node) -> Self {
+        Flow {
+            packet,
+            set: Pending::new(set),
+            node,
+            lent: 0,
+        }
+    }
+}
+
+/// A decision on some clients.
+#[derive(Debug, Clone)]
+pub(super) struct Record<T> {
+    pub(super) set: Ivs<T>,
+    pub(super) node: Node,
+    pub(super) verdict: Verdict,
+    /// An accepting rule, not a policy.
+    pub(super) explicit: bool,
+    /// The packet as it was accepted.
+    pub(super) packet: Option<Rc<Packet>>,
+}
+
+/// Clients that leave a base chain alive.
+pub(super) struct Pass<T> {
+    pub(super) packet: Rc<Packet>,
+    pub(super) set: Ivs<T>,
+    pub(super) node: Node,
+    /// Becomes [`Flow::node`]: changes with NAT.
+    pub(super) path: Node,
+    pub(super) explicit: bool,
+}
+
+/// The interval of client ports around the one walked with, for which every comparison gives the same.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    pub(super) first: u16,
+    pub(super) last: u16,
+}
+
+impl Window {
+    pub(super) fn narrow(&mut self, port: u16, ints: &IntSet) {
+        let ivs = ints.intervals();
+        let port = u64::from(port);
+        let at = ivs.partition_point(|iv| iv.1 < port);
+        let clamp = |v: u64| v.min(65535) as u16;
+        match ivs.get(at) {
+            Some(iv) if iv.0 <= port => {
+                self.first = self.first.max(clamp(iv.0));
+                self.last = self.last.min(clamp(iv.1));
+            }
+            next => {
+                if let Some(iv) = next {
+                    self.last = self.last.min(clamp(iv.0 - 1));
+                }
+                if let Some(before) = at.checked_sub(1).and_then(|i| ivs.get(i)) {
+                    self.first = self.first.max(clamp(before.1 + 1));
+                }
+            }
+        }
+    }
+}
+
+/// Where the walk is.
+pub(super) struct Frame {
+    pub(super) table: usize,
+    pub(super) chain: usize,
+    depth: u32,
+    /// The jumps that led here.
+    pub(super) node: Node,
+    /// Of a base chain.
+    policy: Option<Policy>,
+    /// Whether NAT statements count.
+    pub(super) nat: bool,
+}
+
+/// What one run through a chain has left over.
+pub(super) struct Local<T> {
+    /// Flows whose packet changed on the way, to go on at (rule, statement).
+    todo: Vec<(Flow<T>, usize, usize)>,
+    /// Clients that returned early.
+    returned: Ivs<T>,
+    /// Changed flows that have left the chain.
+    through: Vec<Flow<T>>,
+}
+
+/// Clients that a rule is about; `None`: all of the flow.
+pub(super) type Part<'c, T> = Option<Cow<'c, [(T, T)]>>;
+
+/// How the chain goes on.
+#[derive(PartialEq)]
+enum Go {
+    Next,
+    Leave,
+}
+
+/// Place of a statement, and how sure it is that the rule got there.
+pub(super) struct At<'c> {
+    pub(super) rule: usize,
+    pub(super) statement: usize,
+    pub(super) sure: bool,
+    pub(super) conditions: Cow<'c, [String]>,
+}
+
+/// Deeper than the kernel allows (NFT_JUMP_STACK_SIZE 16, NF_MAX 512 in x_tables).
+const MAX_DEPTH: u32 = 200;
+
+pub(super) struct Walk<'a, T> {
+    pub(super) engine: &'a Engine<'a>,
+    pub(super) routing: Option<&'a Routing<'a, T>>,
+    pub(super) cache: &'a RefCell<Cache<T>>,
+    pub(super) hook: NfHook,
+    pub(super) window: Window,
+    pub(super) trace: Trace,
+    pub(super) drops: Vec<Record<T>>,
+    pub(super) accepts: Vec<Record<T>>,
+    pub(super) passes: Vec<Pass<T>>,
+    /// Rules still to be looked at before the walk gives up and says "maybe".
+    pub(super) budget: u64,
+}
+
+impl<'a, T: Unit> Walk<'a, T> {
+    pub(super) fn net(&self) -> Option<&'a Net> {
+        self.engine.net
+    }
+    pub(super) fn table(&self, index: usize) -> &'a Compiled<'a> {
+        &self.engine.tables[index]
+    }
+    fn rule_at(&self, frame: &Frame, index: usize) -> &'a Rule {
+        &self.table(frame.table).chain(frame.chain).rules[index]
+    }
+
+    /// Runs `flow` through a base chain; what leaves it alive comes back, grouped by packet.
+    pub(super) fn base(
+        &mut self,
+        table: usize,
+        chain: usize,
+        mut flow: Flow<T>,
+        nat: bool,
+        keep: bool,
+    ) -> Vec<Flow<T>> {
+        let Some(base) = &self.table(table).chain(chain).base else {
+            return vec![flow];
+        };
+        if base.policy == Policy::Accept && self.table(table).chain(chain).rules.is_empty() {
+            return vec![flow];
+        }
+        self.passes.clear();
+        let frame = Frame {
+            table,
+            chain,
+            depth: 0,
+            node: flow.node,
+            policy: Some(base.policy),
+            nat,
+        };
+        let forks = self.call(&frame, &mut flow, None);
+        for mut rest in std::iter::once(flow).chain(forks) {
+            let set = std::mem::replace(&mut rest.set, Pending::new(vec![])).into_intervals();
+            self.policy(&frame, &rest.packet, frame.node, rest.node, set);
+        }
+        let mut groups: HashMap<(Rc<Packet>, Node), Ivs<T>> = HashMap::new();
+        let mut order = vec![];
+        for pass in std::mem::take(&mut self.passes) {
+            let key = (pass.packet, pass.path);
+            let group = groups.entry(key.clone()).or_insert_with(|| {
+                order.push(key.clone());
+                vec![]
+            });
+            group.extend_from_slice(&pass.set);
+            if keep {
+                self.accepts.push(Record {
+                    set: pass.set,
+                    node: pass.node,
+                    verdict: Verdict::Accept,
+                    explicit: pass.explicit,
+                    packet: Some(key.0),
+                });
+            }
+        }
+        let flow = |key: (Rc<Packet>, Node)| {
+            let set = intervals::normalise(groups.remove(&key).unwrap_or_default());
+            Flow::new(key.0, set, key.1)
+        };
+        order.into_iter().map(flow).collect()
+    }
+
+    /// Runs a chain to its end. `flow` keeps what falls through unchanged; changed flows that fall through come back.
+    fn call(
+        &mut self,
+        frame: &Frame,
+        flow: &mut Flow<T>,
+        scope: Option<Rc<[(T, T)]>>,
+    ) -> Vec<Flow<T>> {
+        let mut local = Local {
+            todo: vec![],
+            returned: vec![],
+            through: vec![],
+        };
+        self.run(frame, flow, scope, (0, 0), &mut local);
+        while let Some((mut fork, rule, statement)) = local.todo.pop() {
+            self.run(frame, &mut fork, None, (rule, statement), &mut local);
+            if !fork.set.is_empty() {
+                local.through.push(fork);
+            }
+        }
+        merge(local.through)
+    }
+
+    fn run(
+        &mut self,
+        frame: &Frame,
+        flow: &mut Flow<T>,
+        scope: Option<Rc<[(T, T)]>>,
+        start: (usize, usize),
+        local: &mut Local<T>,
+    ) {
+        let outer = std::mem::take(&mut local.returned);
+        let guards = &self.table(frame.table).guards[frame.chain];
+        let mut probe = Probe::of(&flow.packet);
+        for (rule, guard) in guards.iter().enumerate().skip(start.0) {
+            let statement = if rule == start.0 { start.1 } else { 0 };
+            if statement == 0 && guard.fails(probe) {
+                continue;
+            }
+            if flow.set.is_empty() {
+                break;
+            }
+            if self.budget == 0 {
+                let part = scope.as_deref().map(Cow::Borrowed);
+                let reason = ["the rules take too many ways to follow".to_string()];
+                let at = At {
+                    rule,
+                    statement,
+                    sure: true,
+                    conditions: Cow::Borrowed(&reason),
+                };
+                self.anything(frame, flow, &part, &at, true);
+                break;
+            }
+            self.budget -= 1;
+            let at = At {
+                rule,
+                statement,
+                sure: true,
+                conditions: Cow::Borrowed(&[]),
+            };
+            let part = scope.as_deref().map(Cow::Borrowed);
+            if self.steps(frame, flow, &scope, part, at, local) == Go::Leave {
+                break;
+            }
+            probe = Probe::of(&flow.packet);
+            if scope
+                .as_ref()
+                .is_some_and(|s| s.len() <= 4 && flow.set.is_disjoint(s))
+            {
+                break;
+            }
+        }
+        let returned = std::mem::replace(&mut local.returned, outer);
+        if !returned.is_empty() {
+            flow.lent -= 1;
+            let rest = std::mem::replace(&mut flow.set, Pending::new(vec![])).into_intervals();
+            flow.set = Pending::new(intervals::union(&rest, &intervals::normalise(returned)));
+        }
+    }
+
+    /// The statements of one rule, from `at` on.
+    fn steps<'p>(
+        &mut self,
+        frame: &Frame,
+        flow: &mut Flow<T>,
+        scope: &Option<Rc<[(T, T)]>>,
+        mut part: Part<'p, T>,
+        mut at: At<'_>,
+        local: &mut Local<T>,
+    ) -> Go
+    where
+        'a: 'p,
+    {
+        let rule = self.rule_at(frame, at.rule);
+        for statement in rule.statements.iter().skip(at.statement) {
+            at.statement += 1;
+            match statement {
+                Statement::Match(m) => match self.holds(frame.table, m, &flow.packet) {
+                    Holds::Yes => {}
+                    Holds::No => return Go::Next,
+                    Holds::Maybe => self.doubt(&mut at, describe(m, rule)),
+                    Holds::For {
+                        sure,
+                        negate,
+                        maybe,
+                    } => {
+                        if !maybe.is_empty() {
+                            let open = restrict(&part, &maybe, false);
+                            let mut conditions = at.conditions.to_vec();
+                            conditions.push(describe(m, rule));
+                            let at = At {
+                                rule: at.rule,
+                                statement: at.statement,
+                                sure: false,
+                                conditions: conditions.into(),
+                            };
+                            if !open.is_empty() && !flow.set.is_disjoint(&open) {
+                                self.steps(frame, flow, scope, Some(open), at, local);
+                            }
+                        }
+                        let mut now = match (&part, negate) {
+                            // The commonest case by far needs no copy.
+                            (None, false) => match sure {
+                                Cow::Borrowed(b) => Cow::Borrowed(b),
+                                Cow::Owned(o) => Cow::Owned(o),
+                            },
+                            _ => restrict(&part, &sure, negate),
+                        };
+                        if !maybe.is_empty() {
+                            now = Cow::Owned(intervals::subtract(&now, &maybe));
+                        }
+                        if now.is_empty() {
+                            return Go::Next;
+                        }
+                        part = Some(now);
+                    }
+                },
+                Statement::Verdict(verdict) => {
+                    return self.verdict(frame, flow, scope, &part, &at, verdict, local);
+                }
+                Statement::VerdictMap { keys, map } => {
+                    return self.verdict_map(frame, flow, scope, &part, &at, (keys, map), local);
+                }
+                Statement::Assign { target, value } => {
+                    if !self.assign(frame, flow, &part, &at, (target, value), local) {
+                        return Go::Next;
+                    }
+                }
+                Statement::Nat(nat) => {
+                    if frame.nat && self.translate(frame, flow, &part, &at, nat) {
+                        return Go::Next;
+                    }
+                }
+                Statement::NoTrack => {
+                    let mut new = (*flow.packet).clone();
+                    if new.track == super::packet::Track::NotYet {
+                        new.track = super::packet::Track::Untracked;
+                    }
+                    if !self.change(flow, &part, &at, new, local) {
+                        return Go::Next;
+                    }
+                }
+                Statement::Tproxy { addr, port, mark } => {
+                    let mut new = (*flow.packet).clone();
+                    new.tproxy = Some((*addr, *port));
+                    if let Some((value, mask)) = mark {
+                        new.mark = new.mark.map(|m| (m & !mask) ^ value);
+                    }
+                    if !self.change(flow, &part, &at, new, local) {
+                        return Go::Next;
+                    }
+                }
+                Statement::SetUpdate(update) => {
+                    // A full set, or a limit in the element, ends the rule here.
+                    if !update.ipset {
+                        let why = update
+                            .conditions
+                            .first()
+                            .map_or_else(|| format!("room in @{}", update.set), text_of);
+                        self.doubt(&mut at, why);
+                    }
+                }
+                Statement::ObjectMap { .. } => self.doubt(&mut at, rule.text.clone()),
+                Statement::Forward { .. } => {
+                    return self.verdict(frame, flow, scope, &part, &at, &RuleVerdict::Drop, local);
+                }
+                Statement::Synproxy { .. } | Statement::Unknown { .. } => {
+                    let mut conditions = at.conditions.to_vec();
+                    conditions.push(rule.text.clone());
+                    let open = At {
+                        rule: at.rule,
+                        statement: at.statement,
+                        sure: false,
+                        conditions: conditions.into(),
+                    };
+                    self.anything(frame, flow, &part, &open, false);
+                    let mut new = (*flow.packet).clone();
+                    new.mark = None;
+                    new.ct_mark = None;
+                    self.change(flow, &part, &open, new, local);
+                }
+                Statement::Log { .. }
+                | Statement::Object { .. }
+                | Statement::FlowOffload { .. }
+                | Statement::Dup { .. }
+                | Statement::Other { .. } => {}
+            }
+        }
+        Go::Next
+    }
+
+    fn doubt(&self, at: &mut At<'_>, condition: String) {
+        at.sure = false;
+        at.conditions.to_mut().push(condition);
+    }
+
+    /// The clients concerned: taken out of the flow when it is sure, a copy when not.
+    pub(super) fn grab(&self, flow: &mut Flow<T>, part: &Part<'_, T>, sure: bool) -> Ivs<T> {
+        match (part, sure) {
+            (None, true) => std::mem::replace(&mut flow.set, Pending::new(vec![])).into_intervals(),
+            (None, false) => flow.set.intervals(),
+            (Some(part), true) => flow.set.take(part),
+            (Some(part), false) => flow.set.peek(part),
+        }
+    }
+
+    pub(super) fn step(&mut self, frame: &Frame, at: &At<'_>) -> Node {
+        let what = What::Rule {
+            table: frame.table,
+            chain: frame.chain,
+            index: at.rule,
+        };
+        self.trace.step(frame.node, what, &at.conditions)
+    }
+
+    #[allow(clippy::too_many_arguments)] // One call site; the arguments are the state of the walk.
+    fn verdict(
+        &mut self,
+        frame: &Frame,
+        flow: &mut Flow<T>,
+        scope: &Option<Rc<[(T, T)]>>,
+        part: &Part<'_, T>,
+        at: &At<'_>,
+        verdict: &RuleVerdict,
+        local: &mut Local<T>,
+    ) -> Go {
+        match verdict {
+            RuleVerdict::Continue => {}
+            RuleVerdict::Accept => {
+                let set = self.grab(flow, part, at.sure);
+                if !set.is_empty() {
+                    let node = self.step(frame, at);
+                    self.pass(&flow.packet, set, node, flow.node, true);
+                }
+            }
+            RuleVerdict::Drop | RuleVerdict::Reject { .. } => {
+                let set = self.grab(flow, part, at.sure);
+                if !set.is_empty() {
+                    let node = self.step(frame, at);
+                    let reject = matches!(verdict, RuleVerdict::Reject { .. });
+                    self.drop(
+                        set,
+                        node,
+                        if reject {
+                            Verdict::Reject
+                        } else {
+                            Verdict::Drop
+                        },
+                    );
+                }
+            }
+            RuleVerdict::Queue { .. } => {
+                let mut conditions = at.conditions.to_vec();
+                conditions.push("a program in user space decides (queue)".into());
+                let open = At {
+                    rule: at.rule,
+                    statement: at.statement,
+                    sure: at.sure,
+                    conditions: conditions.into(),
+                };
+                self.anything(frame, flow, part, &open, at.sure);
+            }
+            RuleVerdict::Return => {
+                if let Some(_policy) = frame.policy {
+                    let set = self.grab(flow, part, at.sure);
+                    let node = self.step(frame, at);
+                    self.policy(frame, &flow.packet, node, flow.node, set);
+                } else if at.sure && (part.is_none() || part.as_deref() == scope.as_deref()) {
+                    return Go::Leave;
+                } else {
+                    let set = self.grab(flow, part, at.sure);
+                    hold_back(flow, local, set);
+                }
+            }
+            RuleVerdict::Jump { chain } => self.jump(frame, flow, part, at, chain, None, local),
+            RuleVerdict::Goto { chain } => {
+                self.jump(frame, flow, part, at, chain, Some(scope), local)
+            }
+        }
+        Go::Next
+    }
+
+    /// `goto` holds the scope of the calling chain when the caller is left for good.
+    #[allow(clippy::too_many_arguments)]
+    fn jump(
+        &mut self,
+        frame: &Frame,
+        flow: &mut Flow<T>,
+        part: &Part<'_, T>,
+        at: &At<'_>,
+        chain: &str,
+        goto: Option<&Option<Rc<[(T, T)]>>>,
+        local: &mut Local<T>,
+    ) {
+        if part.as_ref().is_some_and(|p| flow.set.is_disjoint(p)) {
+            return;
+        }
+        let known = self.table(frame.table).chains.get(chain).copied();
+        let (Some(target), true) = (known, frame.depth < MAX_DEPTH) else {
+            let mut conditions = at.conditions.to_vec();
+            conditions.push(format!("chain {chain} is not known"));
+            let open = At {
+                rule: at.rule,
+                statement: at.statement,
+                sure: false,
+                conditions: conditions.into(),
+            };
+            self.anything(frame, flow, part, &open, false);
+            return;
+        };
+        let inner = Frame {
+            table: frame.table,
+            chain: target,
+            depth: frame.depth + 1,
+            node: self.step(frame, at),
+            policy: None,
+            nat: frame.nat,
+        };
+        let mut copy;
+        let (walked, forks) = if at.sure {
+            let forks = self.call(&inner, flow, part.as_deref().map(Rc::from));
+            (None, forks)
+        } else {
+            copy = Flow::new(flow.packet.clone(), self.grab(flow, part, false), flow.node);
+            let forks = self.call(&inner, &mut copy, None);
+            (Some(copy), forks)
+        };
+        if goto.is_none() {
+            local
+                .todo
+                .extend(forks.into_iter().map(|fork| (fork, at.rule + 1, 0)));
+            return;
+        }
+        let left = match walked {
+            Some(copy) => copy.set.into_intervals(),
+            None => self.grab(flow, part, true),
+        };
+        if frame.policy.is_some() {
+            self.policy(frame, &flow.packet, inner.node, flow.node, left);
+            for fork in forks {
+                let (packet, path) = (fork.packet, fork.node);
+                self.policy(frame, &packet, inner.node, path, fork.set.into_intervals());
+            }
+        } else {
+            hold_back(flow, local, left);
+            local.through.extend(forks);
+        }
+    }
+
+    /// Accept, drop or go on: all of it is possible.
+    fn anything(
+        &mut self,
+        frame: &Frame,
+        flow: &mut Flow<T>,
+        part: &Part<'_, T>,
+        at: &At<'_>,
+        take: bool,
+    ) {
+        let set = self.grab(flow, part, take);
+        if set.is_empty() {
+            return;
+        }
+        let node = self.step(frame, at);
+        self.drop(set.clone(), node, Verdict::Drop);
+        self.pass(&flow.packet, set, node, flow.node, true);
+    }
+
+    pub(super) fn pass(
+        &mut self,
+        packet: &Rc<Packet>,
+        set: Ivs<T>,
+        node: Node,
+        path: Node,
+        explicit: bool,
+    ) {
+        self.passes.push(Pass {
+            packet: packet.clone(),
+            set,
+            node,
+            path,
+            explicit,
+        });
+    }
+
+    pub(super) fn drop(&mut self, set: Ivs<T>, node: Node, verdict: Verdict) {
+        self.drops.push(Record {
+            set,
+            node,
+            verdict,
+            explicit: true,
+            packet: None,
+        });
+    }
+
+    fn policy(&mut self, frame: &Frame, packet: &Rc<Packet>, node: Node, path: Node, set: Ivs<T>) {
+        let (Some(policy), false) = (frame.policy, set.is_empty()) else {
+            return;
+        };
+        let what = What::Policy {
+            table: frame.table,
+            chain: frame.chain,
+            policy,
+        };
+        let node = self.trace.step(node, what, &[]);
+        match policy {
+            Policy::Accept => self.pass(packet, set, node, path, false),
+            Policy::Drop => self.drop(set, node, Verdict::Drop),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn verdict_map(
+        &mut self,
+        frame: &Frame,
+        flow: &mut Flow<T>,
+        scope: &Option<Rc<[(T, T)]>>,
+        part: &Part<'_, T>,
+        at: &At<'_>,
+        (keys, map): (&'a [Operand], &'a SetRef),
+        local: &mut Local<T>,
+    ) -> Go {
+        let Some(groups) = self.partition(frame.table, keys, map, &flow.packet) else {
+            return Go::Next;
+        };
+        for group in groups {
+            let narrowed = match &group.clients {
+                None => part.clone(),
+                Some(clients) => Some(restrict(part, clients, false)),
+            };
+            if narrowed.as_ref().is_some_and(|n| n.is_empty()) {
+                continue;
+            }
+            let mut here = At {
+                rule: at.rule,
+                statement: at.statement,
+                sure: at.sure,
+                conditions: Cow::Borrowed(&at.conditions),
+            };
+            if !group.sure {
+                let text = self.rule_at(frame, at.rule).text.clone();
+                self.doubt(&mut here, text);
+            }
+            match group.data {
+                Some(Data::Verdict(verdict)) => {
+                    if self.verdict(frame, flow, scope, &narrowed, &here, verdict, local)
+                        == Go::Leave
+                    {
+                        return Go::Leave;
+                    }
+                }
+                _ => {
+                    let text = self.rule_at(frame, at.rule).text.clone();
+                    self.doubt(&mut here, text);
+                    self.anything(frame, flow, &narrowed, &here, false);
+                }
+            }
+        }
+        Go::Next
+    }
+
+    /// Gives the packet of `part` another shape. True: the whole flow changed, and the rule goes on. False: the
+    /// changed part goes on by itself, and this rule is over for the rest.
+    pub(super) fn change(
+        &mut self,
+        flow: &mut Flow<T>,
+        part: &Part<'_, T>,
+        at: &At<'_>,
+        new: Packet,
+        local: &mut Local<T>,
+    ) -> bool {
+        if new == *flow.packet {
+            return true;
+        }
+        let set = self.grab(flow, part, at.sure);
+        if set.is_empty() {
+            return false;
+        }
+        if at.sure && flow.set.is_empty() && flow.lent == 0 {
+            flow.packet = Rc::new(new);
+            flow.set = Pending::new(set);
+            return true;
+        }
+        let fork = Flow::new(Rc::new(new), set, flow.node);
+        local.todo.push((fork, at.rule, at.statement));
+        false
+    }
+
+    fn assign(
+        &mut self,
+        frame: &Frame,
+        flow: &mut Flow<T>,
+        part: &Part<'_, T>,
+        at: &At<'_>,
+        (target, value): (&'a Target, &'a crate::ir::Expr),
+        local: &mut Local<T>,
+    ) -> bool {
+        let set = |packet: &mut Packet, value: Option<u32>| match target {
+            Target::Mark => packet.mark = value,
+            Target::CtMark => packet.ct_mark = value,
+            Target::CtZone => packet.ct_zone = value,
+            _ => {}
+        };
+        if !matches!(target, Target::Mark | Target::CtMark | Target::CtZone) {
+            return true;
+        }
+        let values = self.values(frame.table, value, &flow.packet);
+        if let [one] = &values[..]
+            && one.clients.is_none()
+            && one.sure
+        {
+            let mut new = (*flow.packet).clone();
+            set(&mut new, one.value);
+            return self.change(flow, part, at, new, local);
+        }
+        for one in values {
+            let narrowed = match &one.clients {
+                None => part.clone(),
+                Some(clients) => Some(restrict(part, clients, false)),
+            };
+            let mut new = (*flow.packet).clone();
+            set(&mut new, one.value);
+            let here = At {
+                rule: at.rule,
+                statement: at.statement,
+                sure: at.sure && one.sure,
+                conditions: Cow::Borrowed(&at.conditions),
+            };
+            let taken = self.grab(flow, &narrowed, here.sure);
+            if !taken.is_empty() {
+                let fork = Flow::new(Rc::new(new), taken, flow.node);
+                local.todo.push((fork, at.rule, at.statement));
+            }
+        }
+        // Clients without an element: the rule is over for them.
+        false
+    }
+}
+
+/// Sets clients aside until the end of the chain.
+fn hold_back<T: Unit>(flow: &mut Flow<T>, local: &mut Local<T>, set: Ivs<T>) {
+    if set.is_empty() {
+        return;
+    }
+    if local.returned.is_empty() {
+        flow.lent += 1;
+    }
+    local.returned.extend(set);
+}
+
+/// Joins flows with the same packet and way.
+pub(super) fn merge<T: Unit>(flows: Vec<Flow<T>>) -> Vec<Flow<T>> {
+    if flows.len() < 2 {
+        return flows;
+    }
+    let mut out: Vec<(Rc<Packet>, Node, Ivs<T>)> = vec![];
+    let mut index: HashMap<(Rc<Packet>, Node), usize> = HashMap::new();
+    for flow in flows {
+        let key = (flow.packet.clone(), flow.node);
+        let at = *index.entry(key).or_insert_with(|| {
+            out.push((flow.packet.clone(), flow.node, vec![]));
+            out.len() - 1
+        });
+        out[at].2.extend(flow.set.into_intervals());
+    }
+    let flow = |(packet, node, set)| Flow::new(packet, intervals::normalise(set), node);
+    out.into_iter().map(flow).collect()
+}
+
+/// `part` within `set`, or outside of it.
+pub(super) fn restrict<'c, T: Unit>(
+    part: &Part<'_, T>,
+    set: &[(T, T)],
+    negate: bool,
+) -> Cow<'c, [(T, T)]> {
+    Cow::Owned(match (part, negate) {
+        (None, false) => set.to_vec(),
+        (None, true) => intervals::complement(set),
+        (Some(part), false) => intervals::intersect(part, set),
+        (Some(part), true) => intervals::subtract(part, set),
+    })
+}
+
+fn text_of(condition: &Condition) -> String {
+    condition.text.clone()
+}
+
+/// What an undecided match depends on, in words.
+fn describe(m: &Match, rule: &Rule) -> String {
+    match m {
+        Match::Conditional(c) if !c.text.is_empty() => c.text.clone(),
+        Match::Unknown { text } if !text.is_empty() => text.clone(),
+        _ => rule.text.clone(),
+    }
+}
