@@ -10,6 +10,10 @@ use std::process::{Command, Stdio};
 const PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", ""),
     ("conntrack", "/usr/sbin/conntrack"),
+    (
+        "debian-archive-keyring",
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+    ),
     ("debootstrap", "/usr/sbin/debootstrap"),
     ("docker.io", "/usr/bin/dockerd"),
     ("fail2ban", "/usr/bin/fail2ban-server"),

@@ -117,6 +117,7 @@ impl Cell {
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         })?;
+        crate::ending::holder_started(holder.id());
         let mut cell = Self {
             spaces: match Namespaces::of(holder.id()) {
                 Ok(spaces) => spaces,
@@ -164,6 +165,7 @@ impl Cell {
 
 impl Drop for Cell {
     fn drop(&mut self) {
+        crate::ending::holder_ends(self.holder.id());
         // The wait returns only when every process of the namespace is gone.
         let _ = self.holder.kill();
         let _ = self.holder.wait();
@@ -171,6 +173,7 @@ impl Drop for Cell {
 }
 
 fn end(mut child: Child) {
+    crate::ending::holder_ends(child.id());
     let _ = child.kill();
     let _ = child.wait();
 }

@@ -9,7 +9,7 @@ use crate::error::{Context, Error, Result};
 use crate::host::Host;
 use crate::process::{Process, ok_here};
 
-/// A running Docker daemon, at the usual socket of its host. It and its containers end when dropped.
+/// A running Docker daemon, at the usual socket of its host. It ends when dropped; its containers end with the host.
 #[derive(Debug)]
 pub struct Docker {
     host: Host,

@@ -7,7 +7,8 @@
 //!   lose its power.
 //!
 //! Nothing on this machine is touched: hosts see its programs, and every write of theirs is private. Everything is gone
-//! when the values are dropped, also after a panic, and when the process is killed ([`reap`] then removes the folder).
+//! when the values are dropped, also after a panic, and when the process is killed ([`reap`] then removes the folder, and
+//! [`end_on_signals`] does so at once on Ctrl-C).
 //! Every wait has a bound. Root is needed.
 //!
 //! ```no_run
@@ -27,6 +28,7 @@
 
 mod cell;
 mod docker;
+mod ending;
 mod error;
 mod host;
 mod image;
@@ -38,6 +40,7 @@ mod room;
 mod services;
 
 pub use docker::Docker;
+pub use ending::end_on_signals;
 pub use error::{Error, Result, need_root};
 pub use host::Host;
 pub use image::{CACHE_VARIABLE, Image, Release};

@@ -25,6 +25,11 @@ pub(crate) fn mirror() -> Result<String> {
         .iter()
         .filter_map(|path| fs::read_to_string(path).ok().map(|text| (path, text)))
         .find_map(|(path, text)| archive(path, &text))
+        .and_then(|address| match address.strip_prefix("mirror+file:") {
+            // As on the clouds' images: a file with one mirror a line.
+            Some(list) => Some(fs::read_to_string(list).ok()?.split_whitespace().next()?.to_owned()),
+            None => Some(address),
+        })
         .ok_or_else(|| {
             Error::Invalid(format!(
                 "apt's sources name no mirror of Debian to build a machine from; set {MIRROR_VARIABLE}"
@@ -98,7 +103,8 @@ fn is_debian(address: &str, suites: &str, components: &str) -> bool {
         .split_whitespace()
         .any(|component| component == "main")
         && suites.split_whitespace().any(suite)
-        && address.trim_end_matches('/').ends_with("/debian")
+        && (address.trim_end_matches('/').ends_with("/debian")
+            || address.starts_with("mirror+file:"))
 }
 
 /// The fields of each paragraph of a deb822 file; folded lines are joined.
@@ -152,6 +158,13 @@ mod tests {
         check(list, "deb http://x.example/debian ./\n", None);
         check(list, "deb [broken http://x.example/debian sid main\n", None);
         check(list, "", None);
+    }
+
+    #[test]
+    fn a_list_of_mirrors() {
+        let list = "mirror+file:/etc/apt/mirrors/debian.list";
+        let text = format!("Types: deb\nURIs: {list}\nSuites: bookworm\nComponents: main\n");
+        check("debian.sources", &text, Some(list));
     }
 
     #[test]

@@ -6,11 +6,12 @@
 //! lets go when the process ends), so the next run can tell for sure which folders are dead.
 
 use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::ending;
 use crate::error::{Context, Error, Result};
 
 /// The environment variable that moves the labs' folder (default `/var/tmp/portcullis-lab`). It must be on a real disk:
@@ -42,6 +43,7 @@ impl Room {
     pub(crate) fn new(name: &str) -> Result<Self> {
         let base = base();
         make_private(&base)?;
+        check_owner(&base)?;
         let _turn = take_turn(&base)?;
         reap_in(&base);
         let name = format!(
@@ -53,6 +55,7 @@ impl Room {
         make_private(&path)?;
         let lock = open_lock(&path)?;
         lock.lock().at("lock", &path)?;
+        ending::room_made(&name, path.clone());
         Ok(Self {
             name,
             path,
@@ -80,6 +83,7 @@ impl Room {
 impl Drop for Room {
     fn drop(&mut self) {
         remove(&self.path, &self.name);
+        ending::room_gone(&self.name);
     }
 }
 
@@ -90,6 +94,7 @@ pub fn reap() -> Result<Vec<String>> {
     if !base.exists() {
         return Ok(Vec::new());
     }
+    check_owner(&base)?;
     let _turn = take_turn(&base)?;
     Ok(reap_in(&base))
 }
@@ -162,8 +167,21 @@ fn make_private(path: &Path) -> Result<()> {
         .at("make", path)
 }
 
+/// The folder may be where everybody can write (/var/tmp): one that somebody else made beforehand is not ours to use.
+fn check_owner(path: &Path) -> Result<()> {
+    let metadata = path.symlink_metadata().at("look at", path)?;
+    if metadata.is_dir() && metadata.uid() == 0 && metadata.mode() & 0o022 == 0 {
+        Ok(())
+    } else {
+        Err(Error::Invalid(format!(
+            "{} is not a folder that only root can write; remove it, or set {DIR_VARIABLE}",
+            path.display()
+        )))
+    }
+}
+
 /// Removes a lab's folder and cgroups; errors are of no use to anyone here, the next run tries again.
-fn remove(path: &Path, name: &str) {
+pub(crate) fn remove(path: &Path, name: &str) {
     remove_cgroups(name);
     for _ in 0..20 {
         if fs::remove_dir_all(path).is_ok() || !path.exists() {

@@ -44,8 +44,11 @@ impl Host {
         let listen: SocketAddr = listen
             .parse()
             .map_err(|_| Error::Invalid(format!("{listen:?} is not ADDRESS:PORT")))?;
-        let site = self.folder().join(format!("site-{name}-{}", listen.port()));
-        fs::create_dir_all(&site).at("make", &site)?;
+        let site = tempfile::Builder::new()
+            .prefix("site-")
+            .tempdir_in(self.folder())
+            .at("make a folder in", self.folder())?
+            .keep();
         fs::write(site.join("index.html"), page).at("write", &site)?;
         // A copy under another name: the process is then called so.
         let program = site.join(name);

@@ -174,6 +174,48 @@ fn a_bare_machine_installs_ufw_and_fail2ban_from_its_own_disk() {
 
 #[test]
 #[ignore = "live: run by cargo xtask test"]
+fn debian_13_with_docker_as_it_ships() {
+    lab::require_root();
+    let machine = Machine::of(Release::Trixie)
+        .with_docker()
+        .boot("trixie")
+        .unwrap();
+    answers(&machine, 22, Knock::Open);
+    assert!(
+        machine
+            .read_text("/etc/os-release")
+            .unwrap()
+            .contains("trixie")
+    );
+    // Unlike on Debian 12, fail2ban runs.
+    assert_eq!(
+        machine
+            .ok(&["systemctl", "is-active", "fail2ban"])
+            .unwrap()
+            .trim(),
+        "active"
+    );
+    machine
+        .import_web_image("web:1", "Ollama is running")
+        .unwrap();
+    machine
+        .ok(&[
+            "docker", "run", "-d", "--name", "ollama", "-p", "11434:80", "web:1",
+        ])
+        .unwrap();
+    machine
+        .stranger
+        .wait_port(address::SERVER, 11434, SOON * 10)
+        .unwrap();
+    let page = machine
+        .stranger
+        .http_get(address::SERVER, 11434, "/", SOON)
+        .unwrap();
+    assert!(page.contains("Ollama is running"), "{page}");
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
 fn docker_runs_in_a_machine_and_comes_back_after_a_reboot() {
     lab::require_root();
     let mut machine = Machine::of(Release::Bookworm)

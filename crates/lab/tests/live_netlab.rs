@@ -300,6 +300,47 @@ fn everything_is_gone_after_a_kill() {
     gone(id, &lab::base().join(id), &pids);
 }
 
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn ctrl_c_leaves_nothing_at_once() {
+    lab::require_root();
+    const VICTIM: &str = "PORTCULLIS_LAB_TEST_VICTIM";
+    if let Some(report) = std::env::var_os(VICTIM) {
+        lab::end_on_signals().unwrap();
+        let world = World::new("interrupted").unwrap();
+        let _docker = world.server.dockerd().unwrap();
+        let text = format!("{} {}", world.lab.id(), world.server.pid());
+        std::fs::write(report, text).unwrap();
+        std::thread::sleep(Duration::from_secs(60));
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("report");
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--ignored", "ctrl_c_leaves_nothing_at_once"])
+        .env(VICTIM, &report)
+        .spawn()
+        .unwrap();
+    let start = std::time::Instant::now();
+    let text = loop {
+        match std::fs::read_to_string(&report) {
+            Ok(text) if text.contains(' ') => break text,
+            _ => std::thread::sleep(Duration::from_millis(50)),
+        }
+        assert!(start.elapsed() < SOON * 20, "the victim made no world");
+    };
+    let (id, holder) = text.split_once(' ').unwrap();
+    let pids = inside(holder.parse().unwrap());
+    let victim_pid = nix::unistd::Pid::from_raw(victim.id().try_into().unwrap());
+    nix::sys::signal::kill(victim_pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(victim.wait().unwrap().code(), Some(130));
+    assert!(
+        !lab::existing().iter().any(|lab| lab == id),
+        "without a reaper"
+    );
+    gone(id, &lab::base().join(id), &pids);
+}
+
 /// The processes in the process-id namespace of `holder`, with the times when they started.
 fn inside(holder: u32) -> Vec<(u32, String)> {
     let space = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
