@@ -23,7 +23,7 @@ use crate::net::SERVER_NETWORK;
 use crate::process::{Program, find, ok_here};
 
 /// The environment variable that moves the cache of images (default `$XDG_CACHE_HOME/portcullis/images`, or
-/// `~/.cache/portcullis/images`). It must be on a real disk: the kernel allows no overlay on an overlay.
+/// `~/.cache/portcullis/images`, or without a HOME `/var/cache/portcullis/images`). It must be on a real disk: the kernel allows no overlay on an overlay.
 pub const CACHE_VARIABLE: &str = "PORTCULLIS_LAB_CACHE";
 
 /// To be raised when the way in which images are built changes and nothing in [`recipe`] shows it.
@@ -212,9 +212,7 @@ fn cache() -> Result<PathBuf> {
     } else if let Some(home) = variable("HOME") {
         PathBuf::from(home).join(".cache/portcullis/images")
     } else {
-        return Err(Error::Invalid(format!(
-            "there is no place for images: HOME is not set; set {CACHE_VARIABLE}"
-        )));
+        PathBuf::from("/var/cache/portcullis/images")
     };
     let plain = path.is_absolute() && !path.to_string_lossy().contains([':', ',', '\\']);
     if plain {

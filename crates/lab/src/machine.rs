@@ -88,7 +88,12 @@ impl MachineOptions {
 
     /// Builds the image if need be (minutes, the first time), makes the world and boots (about ten seconds).
     pub fn boot(self, name: &str) -> Result<Machine> {
-        Machine::create(name, self.image, &mut |line| eprintln!("lab: {line}"))
+        self.boot_telling(name, &mut |line| eprintln!("lab: {line}"))
+    }
+
+    /// As [`MachineOptions::boot`], where `say` gets a line for each step that takes minutes (standard error otherwise).
+    pub fn boot_telling(self, name: &str, say: &mut dyn FnMut(&str)) -> Result<Machine> {
+        Machine::create(name, self.image, say)
     }
 }
 

@@ -171,12 +171,13 @@ impl Host {
         })
     }
 
-    /// Runs `command` on another host over ssh from here, as root with a key.
+    /// Runs `command` on another host over ssh from here, as root with a key, five minutes at most. ssh hands the words,
+    /// joined by spaces, to the other host's shell.
     pub fn ssh(&self, to: IpAddr, key: &Path, command: &[&str]) -> Result<Output> {
         self.ssh_as("root", to, key, command)
     }
 
-    /// Runs `command` on another host over ssh from here, as `user` with a key.
+    /// As [`Host::ssh`], as `user`.
     pub fn ssh_as(&self, user: &str, to: IpAddr, key: &Path, command: &[&str]) -> Result<Output> {
         self.ssh_with(user, to, &Credential::Key(key), command)
     }
@@ -206,6 +207,11 @@ impl Host {
             "IdentityAgent=none",
         ];
         let mut env = Vec::new();
+        // A command may install packages; a password is refused within seconds.
+        let bound = match credential {
+            Credential::Key(_) => Duration::from_secs(300),
+            Credential::Password(_) => Duration::from_secs(40),
+        };
         match credential {
             Credential::Key(key) => {
                 options.extend(["BatchMode=yes", "IdentitiesOnly=yes"]);
@@ -234,7 +240,7 @@ impl Host {
         }
         argv.push(target);
         argv.extend(command.iter().map(|word| (*word).to_owned()));
-        let mut program = self.command(&argv).timeout(Duration::from_secs(40));
+        let mut program = self.command(&argv).timeout(bound);
         for (name, value) in env {
             program = program.env(name, value);
         }
