@@ -112,3 +112,11 @@ pub struct Exposure {
     /// The parts with their witnesses; an unreadable packet filter makes one conditional piece.
     pub pieces: Vec<Piece>,
 }
+
+impl std::fmt::Display for EndpointId {
+    /// `tcp/0.0.0.0:11434`, `udp/[::]:53`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let at = std::net::SocketAddr::new(self.address, self.port);
+        write!(f, "{}/{at}", self.proto)
+    }
+}

@@ -1,22 +1,40 @@
 //! The pure middle of portcullis: facts, policy, catalog, findings, plans. No IO, no clock.
 pub mod catalog;
+pub mod expect;
+pub mod expose;
 pub mod finding;
 pub mod host;
+pub mod judge;
 pub mod plan;
 pub mod planner;
 pub mod policy;
+pub mod report;
 pub mod text;
+pub mod why;
 pub mod zones;
 
 use sha2::{Digest, Sha256};
 
 /// Hash of the facts a plan depends on: everything but when, by which version and by whose
-/// sessions they were taken. Lowercase hex SHA-256.
+/// sessions they were taken, and what changes by itself from one moment to the next (counters of
+/// rules, bans and their timers, process ids). Lowercase hex SHA-256.
 pub fn facts_hash(host: &host::Host) -> String {
     let mut facts = host.clone();
     facts.taken.clear();
     facts.portcullis.clear();
     facts.sessions.clear();
+    facts.rules = facts.rules.bare();
+    for set in facts.rules.tables.iter_mut().flat_map(|t| &mut t.sets) {
+        if set.timeout || set.dynamic {
+            set.elements.clear();
+        }
+    }
+    for jail in facts.fail2ban.iter_mut().flat_map(|f| &mut f.jails) {
+        jail.banned.clear();
+    }
+    for process in facts.sockets.iter_mut().filter_map(|s| s.process.as_mut()) {
+        process.pid = 0;
+    }
     // Serialising plain data to a string cannot fail; an empty string would still differ from
     // every real hash input and so refuse the plan.
     let text = serde_json::to_string(&facts).unwrap_or_default();

@@ -1,0 +1,314 @@
+//! What can be connected to: sockets, published ports, containers' own addresses, DNAT rules.
+
+use super::{Candidate, wildcard};
+use crate::catalog::{self, Sight};
+use crate::finding::{Endpoint, EndpointId, Origin};
+use crate::host::{Container, Host, Socket};
+use crate::zones::canonical;
+use reach::Proto;
+use reach::ir::{Key, Match, NatKind, Rule, Statement, Values};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Programs that hold a published port for a container.
+const PROXIES: [&str; 7] = [
+    "docker-proxy",
+    "rootlessport",
+    "rootlesskit",
+    "slirp4netns",
+    "pasta",
+    "passt",
+    "conmon",
+];
+
+/// A DNAT rule over more ports than this is a range for something else, not a list of services.
+const MOST_DNAT_PORTS: u64 = 64;
+
+pub(super) fn candidates(host: &Host) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    published(host, &mut found);
+    sockets(host, &mut found);
+    dnat(host, &mut found);
+    container_addresses(host, &mut found);
+    found
+}
+
+fn containers(host: &Host) -> impl Iterator<Item = &Container> {
+    host.engines.iter().flat_map(|e| &e.containers)
+}
+
+fn service(sight: Sight<'_>) -> Option<String> {
+    catalog::recognise(sight).map(|s| s.id.clone())
+}
+
+fn published(host: &Host, found: &mut Vec<Candidate>) {
+    for container in containers(host) {
+        for publish in container.published.iter().filter(|p| p.host_port != 0) {
+            let address = canonical(publish.host_ip);
+            let (v4, v6) = (address.is_ipv4(), address.is_ipv6());
+            let name = Some(container.name.clone());
+            let twin = found.iter_mut().find(|c| {
+                let id = &c.endpoint.id;
+                (id.proto, id.port) == (publish.proto, publish.host_port)
+                    && c.endpoint.container == name
+                    && (id.address == address || (c.wildcard() && address.is_unspecified()))
+            });
+            if let Some(twin) = twin {
+                twin.widen(v4, v6);
+                continue;
+            }
+            found.push(Candidate {
+                endpoint: Endpoint {
+                    id: EndpointId {
+                        proto: publish.proto,
+                        address,
+                        port: publish.host_port,
+                    },
+                    origin: Origin::Published,
+                    process: None,
+                    unit: None,
+                    container: name,
+                    service: service(Sight {
+                        image: Some(&container.image),
+                        port: publish.container_port,
+                        ..Sight::default()
+                    }),
+                    exposure: Vec::new(),
+                },
+                v4,
+                v6,
+                device: None,
+                beside_host: false,
+            });
+        }
+    }
+}
+
+fn sockets(host: &Host, found: &mut Vec<Candidate>) {
+    for socket in &host.sockets {
+        if socket.in_container_netns || socket.port == 0 {
+            continue;
+        }
+        let address = canonical(socket.address);
+        let v6 = address.is_ipv6();
+        let v4 = address.is_ipv4() || (address.is_unspecified() && !socket.v6only);
+        if merge(socket, address, v4, v6, found) {
+            continue;
+        }
+        let container = socket.container.as_deref().map(|id| {
+            containers(host)
+                .find(|c| c.id == id)
+                .map_or_else(|| id.chars().take(12).collect(), |c| c.name.clone())
+        });
+        let image = socket
+            .container
+            .as_deref()
+            .and_then(|id| containers(host).find(|c| c.id == id))
+            .map(|c| c.image.as_str());
+        let process = socket.process.as_ref().map(|p| p.comm.as_str());
+        found.push(Candidate {
+            endpoint: Endpoint {
+                id: EndpointId {
+                    proto: socket.proto,
+                    address,
+                    port: socket.port,
+                },
+                origin: Origin::Socket,
+                process: process.map(str::to_owned),
+                unit: socket.unit.clone(),
+                container,
+                service: service(Sight {
+                    process,
+                    unit: socket.unit.as_deref(),
+                    image,
+                    port: socket.port,
+                }),
+                exposure: Vec::new(),
+            },
+            v4,
+            v6,
+            device: socket.device.clone(),
+            beside_host: false,
+        });
+    }
+}
+
+/// Puts a socket to the endpoint that it belongs to: the proxy of a published port, or the same
+/// program's other wildcard socket (sshd has one a family).
+fn merge(socket: &Socket, address: IpAddr, v4: bool, v6: bool, found: &mut [Candidate]) -> bool {
+    let process = socket.process.as_ref().map(|p| p.comm.as_str());
+    for candidate in found {
+        let id = &candidate.endpoint.id;
+        if (id.proto, id.port) != (socket.proto, socket.port) {
+            continue;
+        }
+        let both_wild = candidate.wildcard() && address.is_unspecified();
+        match candidate.endpoint.origin {
+            // Without the right to see processes the holder of a published port is taken for its proxy.
+            Origin::Published if process.is_none_or(|p| PROXIES.contains(&p)) => {
+                if both_wild || id.address == address {
+                    candidate.widen(v4, v6);
+                    candidate.endpoint.process = process.map(str::to_owned);
+                    return true;
+                }
+            }
+            Origin::Socket => {
+                let same = candidate.endpoint.process.as_deref() == process
+                    && candidate.endpoint.unit == socket.unit
+                    && candidate.device == socket.device;
+                if same && (both_wild || id.address == address) {
+                    candidate.widen(v4, v6);
+                    return true;
+                }
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Ports that somebody's DNAT or REDIRECT rule hands on and nothing above covers.
+fn dnat(host: &Host, found: &mut Vec<Candidate>) {
+    let mut ports: BTreeSet<(Proto, u16)> = BTreeSet::new();
+    for (_, rule) in host.rules.rules() {
+        ports.extend(dnat_ports(rule));
+    }
+    for (proto, port) in ports {
+        let covered = found.iter().any(|c| {
+            (c.endpoint.id.proto, c.endpoint.id.port) == (proto, port)
+                && c.wildcard()
+                && c.v4
+                && c.device.is_none()
+        });
+        if covered {
+            continue;
+        }
+        found.push(Candidate {
+            endpoint: Endpoint {
+                id: EndpointId {
+                    proto,
+                    address: wildcard(true),
+                    port,
+                },
+                origin: Origin::Dnat,
+                process: None,
+                unit: None,
+                container: None,
+                service: service(Sight {
+                    port,
+                    ..Sight::default()
+                }),
+                exposure: Vec::new(),
+            },
+            v4: true,
+            v6: true,
+            device: None,
+            beside_host: false,
+        });
+    }
+}
+
+/// The destination ports that a rule with DNAT or REDIRECT names.
+fn dnat_ports(rule: &Rule) -> Vec<(Proto, u16)> {
+    let translates = rule.statements.iter().any(|s| {
+        matches!(s, Statement::Nat(nat) if matches!(nat.kind, NatKind::Dnat | NatKind::Redirect))
+    });
+    if !translates {
+        return Vec::new();
+    }
+    let mut protos = vec![Proto::Tcp, Proto::Udp];
+    let mut ports = Vec::new();
+    for statement in &rule.statements {
+        let Statement::Match(Match::Cmp {
+            of,
+            negate: false,
+            values: Values::Int(values),
+        }) = statement
+        else {
+            continue;
+        };
+        match of.key {
+            Key::L4Proto => protos.retain(|p| values.contains(p.number().into())),
+            Key::Dport => {
+                for (first, last) in values.intervals() {
+                    if last - first < MOST_DNAT_PORTS {
+                        ports.extend((*first..=*last).filter_map(|p| u16::try_from(p).ok()));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    protos
+        .into_iter()
+        .flat_map(|proto| ports.iter().map(move |port| (proto, *port)))
+        .collect()
+}
+
+fn container_addresses(host: &Host, found: &mut Vec<Candidate>) {
+    for engine in &host.engines {
+        for container in &engine.containers {
+            if container.network_mode == "host" {
+                continue;
+            }
+            for at in &container.addresses {
+                let driver = engine
+                    .networks
+                    .iter()
+                    .find(|n| n.name == at.network)
+                    .map_or("", |n| n.driver.as_str());
+                for (proto, port) in ports_of(host, container, at.address) {
+                    found.push(Candidate {
+                        endpoint: Endpoint {
+                            id: EndpointId {
+                                proto,
+                                address: at.address,
+                                port,
+                            },
+                            origin: Origin::ContainerAddress,
+                            process: None,
+                            unit: None,
+                            container: Some(container.name.clone()),
+                            service: service(Sight {
+                                image: Some(&container.image),
+                                port,
+                                ..Sight::default()
+                            }),
+                            exposure: Vec::new(),
+                        },
+                        v4: at.address.is_ipv4(),
+                        v6: at.address.is_ipv6(),
+                        device: None,
+                        beside_host: matches!(driver, "macvlan" | "ipvlan"),
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Ports at which a container can be talked to: declared, published, and really listening.
+fn ports_of(host: &Host, container: &Container, address: IpAddr) -> BTreeSet<(Proto, u16)> {
+    let listening = host
+        .sockets
+        .iter()
+        .filter(|s| s.in_container_netns && s.container.as_deref() == Some(&container.id))
+        .filter(|s| {
+            let at = canonical(s.address);
+            at.is_unspecified() || at == address
+        })
+        .map(|s| (s.proto, s.port));
+    container
+        .exposed
+        .iter()
+        .copied()
+        .chain(
+            container
+                .published
+                .iter()
+                .map(|p| (p.proto, p.container_port)),
+        )
+        .chain(listening)
+        .filter(|(_, port)| *port != 0)
+        .collect()
+}

@@ -1,0 +1,296 @@
+//! fail2ban: whether it really runs, bans as the policy wants, and spares its owner.
+
+use super::{APPLY, Case, Complete, finding};
+use crate::finding::{Finding, Origin, Severity};
+use crate::host::{Fail2ban, Jail, Uncertain};
+use crate::policy::{Never, SshBans, duration_text};
+use crate::text::{clean, list};
+use crate::zones::{self, canonical};
+use ipnet::IpNet;
+use reach::AddrSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+pub(super) fn findings(case: &Case<'_>, out: &mut Vec<Finding>) {
+    let Some(bans) = case.policy.bans.ssh else {
+        return;
+    };
+    let Some(fail2ban) = &case.host.fail2ban else {
+        let unread = case
+            .host
+            .unseen
+            .iter()
+            .any(|u| u.uncertain == Uncertain::Mechanism && u.what.contains("fail2ban"));
+        if !unread {
+            out.push(
+                finding(
+                    "fail2ban-missing",
+                    Severity::Medium,
+                    "fail2ban is not installed: nobody bans those who guess passwords.",
+                )
+                .mend(APPLY)
+                .rows(&["G12", "NIST-SC-5"]),
+            );
+        }
+        return;
+    };
+    if fail2ban.jail_local_is_copy {
+        out.push(
+            finding(
+                "fail2ban-jail-local-copy",
+                Severity::Low,
+                "jail.local is a copy of jail.conf: it freezes old defaults, and a second [sshd] section in it stops fail2ban.",
+            )
+            .mend(APPLY)
+            .rows(&["G12"]),
+        );
+    }
+    if !fail2ban.alive {
+        out.push(dead(fail2ban));
+        return;
+    }
+    match fail2ban.jails.iter().find(|j| j.name == "sshd") {
+        Some(jail) => {
+            weaker(jail, bans, out);
+            blind_jail(jail, fail2ban, out);
+            not_spared(case, jail, out);
+        }
+        None => out.push(
+            finding(
+                "fail2ban-no-sshd-jail",
+                Severity::High,
+                "fail2ban runs, but its sshd jail does not: nobody bans those who guess passwords.",
+            )
+            .shows(format!(
+                "jails that run: {}",
+                match fail2ban.jails.as_slice() {
+                    [] => "none".to_owned(),
+                    jails => list(&jails.iter().map(|j| clean(&j.name)).collect::<Vec<_>>()),
+                }
+            ))
+            .mend(APPLY)
+            .rows(&["G12", "NIST-SC-5"]),
+        ),
+    }
+    own_address_banned(case, fail2ban, out);
+    past_published(case, fail2ban, out);
+}
+
+fn dead(fail2ban: &Fail2ban) -> Finding {
+    let why = fail2ban.why_dead.as_deref().unwrap_or("");
+    let mut title = "fail2ban is installed and not running".to_owned();
+    if why.contains("log file") && fail2ban.sshd_log.is_none() {
+        title.push_str(": it looks for a log file that this system does not write");
+    } else if why.contains("already exists") {
+        title.push_str(": a section stands twice in its configuration");
+    } else if why.contains("asynchat") || why.contains("ModuleNotFoundError") {
+        title.push_str(": this version does not work with the installed Python");
+    }
+    title.push('.');
+    let mut found = finding("fail2ban-dead", Severity::High, title);
+    if !why.is_empty() {
+        found = found.shows(format!("fail2ban says: {}", clean(why)));
+    }
+    if !fail2ban.python_systemd {
+        found = found.shows("python3-systemd is not installed, so it cannot read the journal");
+    }
+    found.mend(APPLY).rows(&["G12", "NIST-SC-5"])
+}
+
+/// Values that let more through than the policy wants.
+fn weaker(jail: &Jail, bans: SshBans, out: &mut Vec<Finding>) {
+    let mut found = finding(
+        "fail2ban-weaker",
+        Severity::Low,
+        "fail2ban's sshd jail is milder than the policy.",
+    );
+    let seconds = |s: u64| duration_text(Duration::from_secs(s));
+    if let Some(is) = jail.max_retry.filter(|is| *is > bans.max_retry) {
+        found = found.shows(format!(
+            "maxretry is {is}, the policy says {}",
+            bans.max_retry
+        ));
+    }
+    if let Some(is) = jail.find_time.filter(|is| *is < bans.find_time.as_secs()) {
+        found = found.shows(format!(
+            "findtime is {}, the policy says {}",
+            seconds(is),
+            duration_text(bans.find_time)
+        ));
+    }
+    if let Some(is) = jail.ban_time
+        && let Ok(is) = u64::try_from(is)
+        && is < bans.ban_time.as_secs()
+    {
+        found = found.shows(format!(
+            "bantime is {}, the policy says {}",
+            seconds(is),
+            duration_text(bans.ban_time)
+        ));
+    }
+    if !found.evidence.is_empty() {
+        out.push(found.mend(APPLY).rows(&["G12", "NIST-SC-5"]));
+    }
+}
+
+/// A jail that watches nothing looks healthy and never bans.
+fn blind_jail(jail: &Jail, fail2ban: &Fail2ban, out: &mut Vec<Finding>) {
+    let title = if jail.files.is_empty() && jail.journal.is_none() {
+        "fail2ban's sshd jail watches neither a log file nor the journal: it will never ban anybody."
+    } else if jail.files.is_empty() && !fail2ban.python_systemd {
+        "fail2ban's sshd jail reads the journal, and python3-systemd is not installed: it will never ban anybody."
+    } else if jail.actions.is_empty() {
+        "fail2ban's sshd jail has no action: it notes failures and bans nobody."
+    } else {
+        return;
+    };
+    out.push(
+        finding("fail2ban-blind", Severity::High, title)
+            .mend(APPLY)
+            .rows(&["G12", "NIST-SC-5"]),
+    );
+}
+
+/// The policy's `never` that the jail does not ignore.
+fn not_spared(case: &Case<'_>, jail: &Jail, out: &mut Vec<Finding>) {
+    let ignored: AddrSet = jail.ignore_ip.iter().filter_map(|t| network(t)).collect();
+    let mut missing = Vec::new();
+    for never in &case.policy.bans.never {
+        match never {
+            // Loopback is nobody's address on a wire, and `ignoreself` covers it.
+            Never::Nets(nets) => missing.extend(
+                nets.iter()
+                    .filter(|n| !n.addr().is_loopback())
+                    .filter(|n| !AddrSet::from(**n).is_subset(&ignored))
+                    .map(IpNet::to_string),
+            ),
+            Never::Zone(zone) => missing.extend(
+                case.zones
+                    .iter()
+                    .filter(|z| zone.matches(z) && !z.networks.v4().is_subset(&ignored))
+                    .map(|z| z.label.clone()),
+            ),
+            Never::Admin => {
+                let mut peers: Vec<IpAddr> = case
+                    .host
+                    .sessions
+                    .iter()
+                    .map(|s| canonical(s.peer))
+                    .filter(|p| !p.is_loopback() && !ignored.contains(*p))
+                    .collect();
+                peers.sort();
+                peers.dedup();
+                missing.extend(peers.iter().map(|p| format!("{p} (connected by SSH now)")));
+            }
+        }
+    }
+    if !missing.is_empty() {
+        out.push(
+            finding(
+                "fail2ban-may-ban-you",
+                Severity::Low,
+                format!(
+                    "fail2ban may ban addresses that the policy spares: {}.",
+                    list(&missing)
+                ),
+            )
+            .shows(format!(
+                "ignoreip of jail sshd: {}",
+                match jail.ignore_ip.as_slice() {
+                    [] => "empty".to_owned(),
+                    some => list(&some.iter().map(|t| clean(t)).collect::<Vec<_>>()),
+                }
+            ))
+            .mend(APPLY)
+            .rows(&["G15"]),
+        );
+    }
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    let text = text.trim();
+    text.parse::<IpNet>()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+        .map(|n| n.trunc())
+}
+
+/// G15: behind NAT the operator's own address gets banned.
+fn own_address_banned(case: &Case<'_>, fail2ban: &Fail2ban, out: &mut Vec<Finding>) {
+    let own = zones::own_addresses(case.host);
+    for jail in &fail2ban.jails {
+        for banned in &jail.banned {
+            let address = canonical(*banned);
+            let session = case
+                .host
+                .sessions
+                .iter()
+                .any(|s| canonical(s.peer) == address);
+            let who = if session {
+                "the address that you are connected from"
+            } else if own.contains(&address) {
+                "an address of this host itself"
+            } else if gateways(case).any(|g| g == address) {
+                "this network's router: behind it is everybody whom it translates"
+            } else {
+                continue;
+            };
+            out.push(
+                finding(
+                    "own-address-banned",
+                    Severity::High,
+                    format!("fail2ban has banned {address}, {who}."),
+                )
+                .shows(format!("jail {} bans {address}", clean(&jail.name)))
+                .mend(format!("portcullis unban {address}"))
+                .rows(&["G15"]),
+            );
+        }
+    }
+}
+
+fn gateways<'c>(case: &'c Case<'_>) -> impl Iterator<Item = IpAddr> + 'c {
+    case.host
+        .net
+        .routes
+        .iter()
+        .filter(|r| r.dst.prefix_len() == 0)
+        .flat_map(|r| r.nexthops.iter().filter_map(|h| h.gateway))
+}
+
+/// Bans in INPUT do not reach ports that containers publish.
+fn past_published(case: &Case<'_>, fail2ban: &Fail2ban, out: &mut Vec<Finding>) {
+    let published = case.endpoints.iter().any(|j| {
+        let id = &j.endpoint.id;
+        j.endpoint.origin == Origin::Published
+            && !id.address.is_loopback()
+            && j.endpoint
+                .exposure
+                .iter()
+                .any(|e| !e.admitted.is_empty() || !e.conditional.is_empty())
+    });
+    let sshd = fail2ban.jails.iter().find(|j| j.name == "sshd");
+    let covered = sshd.is_none_or(|j| {
+        j.actions.is_empty() || j.actions.iter().any(|a| a.starts_with("portcullis"))
+    });
+    if !published || covered {
+        return;
+    }
+    out.push(
+        finding(
+            "bans-miss-published-ports",
+            Severity::Low,
+            "fail2ban's bans do not reach ports that containers publish: who is banned still gets in there.",
+        )
+        .shows(format!(
+            "actions of jail sshd: {}",
+            list(
+                &sshd
+                    .map(|j| j.actions.iter().map(|a| clean(a)).collect::<Vec<_>>())
+                    .unwrap_or_default()
+            )
+        ))
+        .mend(APPLY)
+        .rows(&["G10", "G12"]),
+    );
+}
