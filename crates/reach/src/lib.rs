@@ -4,6 +4,7 @@ mod engine;
 mod intervals;
 pub mod ir;
 mod net;
+mod owner;
 pub mod parse;
 mod query;
 
@@ -11,4 +12,5 @@ pub use addrset::AddrSet;
 pub use engine::{Engine, reach, walk_hook};
 pub use ir::{Backend, Ruleset};
 pub use net::*;
+pub use owner::{Owner, owner};
 pub use query::*;
