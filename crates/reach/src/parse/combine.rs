@@ -44,11 +44,16 @@ pub fn combine(dumps: Dumps<'_>) -> (Ruleset, Vec<Note>) {
         }
     }
     if let Some(text) = dumps.nft {
-        let (mut other, found) = nft(text);
+        let (mut other, found, hidden) = nft::read(text);
         notes.extend(found);
         other
             .tables
             .retain(|table| keep(table, &mut ruleset, &incompatible, &mut notes));
+        let kept = |h: &&nft::Hidden| {
+            let same = |t: &Table| t.family == h.family && t.name == h.table;
+            other.tables.iter().any(same)
+        };
+        notes.extend(hidden.iter().filter(kept).map(nft::Hidden::note));
         ruleset.tables.extend(other.tables);
     }
     if let Some(text) = dumps.ipset {

@@ -146,6 +146,10 @@ impl Reader {
                 format!("table {name} breaks off without COMMIT: what is missing may do anything"),
             );
             cut_off(&mut open.table, number);
+            // Tables that would have followed may translate addresses to what these let through.
+            for table in &mut self.ruleset.tables {
+                cut_off(table, number);
+            }
         }
         for &at in &open.cut {
             end_with_anything(&mut open.table.chains[at], number);
