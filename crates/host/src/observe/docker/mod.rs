@@ -1,0 +1,317 @@
+//! Docker and Podman, asked over their unix sockets.
+
+mod parse;
+
+use super::disk::Disk;
+use super::gaps::{Gaps, words};
+use super::http;
+use portcullis_core::host::{Engine, Uncertain};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Most bytes of one answer.
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
+/// Most containers of one engine that are asked for one by one.
+const MAX_CONTAINERS: usize = 4096;
+/// Most sockets that are asked.
+const MAX_SOCKETS: usize = 16;
+
+/// The usual places of engine sockets, those of rootless engines included.
+pub(super) fn usual_sockets() -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    if let Ok(value) = std::env::var("DOCKER_HOST")
+        && let Some(path) = value.strip_prefix("unix://")
+        && path.starts_with('/')
+    {
+        paths.push(PathBuf::from(path));
+    }
+    paths.extend(
+        [
+            "/run/docker.sock",
+            "/var/run/docker.sock",
+            "/run/podman/podman.sock",
+        ]
+        .map(PathBuf::from),
+    );
+    let mut homes: Vec<PathBuf> = std::fs::read_dir("/run/user")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    homes.sort();
+    for home in homes {
+        paths.push(home.join("docker.sock"));
+        paths.push(home.join("podman/podman.sock"));
+    }
+    paths
+}
+
+/// Asks every engine that has a socket at one of `paths`; each gets `patience` altogether.
+pub(super) fn engines(disk: &Disk, paths: &[PathBuf], patience: Duration) -> (Vec<Engine>, Gaps) {
+    let mut gaps = Gaps::default();
+    let mut seen = BTreeSet::new();
+    let mut sockets: Vec<PathBuf> = Vec::new();
+    for path in paths {
+        match std::fs::canonicalize(path) {
+            Ok(real) if seen.insert(real.clone()) => sockets.push(path.clone()),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => gaps.add(
+                "container engine",
+                format!("{} cannot be looked at: {error}", path.display()),
+                Uncertain::Endpoints,
+            ),
+        }
+    }
+    if sockets.len() > MAX_SOCKETS {
+        gaps.add(
+            "container engine",
+            format!(
+                "{} sockets of container engines, of which only {MAX_SOCKETS} were asked",
+                sockets.len()
+            ),
+            Uncertain::Endpoints,
+        );
+        sockets.truncate(MAX_SOCKETS);
+    }
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let threads: Vec<_> = sockets
+            .iter()
+            .map(|path| scope.spawn(move || ask(path, Instant::now() + patience)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or(Answer::Failed("the reader failed".to_owned()))
+            })
+            .collect()
+    });
+    let mut engines = Vec::new();
+    let mut ids = BTreeSet::new();
+    for (path, answer) in sockets.iter().zip(answers) {
+        match answer {
+            Answer::Nobody => {}
+            Answer::Failed(why) => gaps.add(
+                "container engine",
+                format!("{}: {why}", path.display()),
+                Uncertain::Endpoints,
+            ),
+            Answer::Engine(found) => {
+                // One engine may be reached through two sockets.
+                if let Some(id) = &found.id
+                    && !ids.insert(id.clone())
+                {
+                    continue;
+                }
+                let mut engine = found.engine;
+                if !engine.rootless && engine.kind == "docker" {
+                    settings(disk, &mut engine, &mut gaps);
+                }
+                for why in found.unseen {
+                    gaps.add(
+                        &engine.kind,
+                        format!("{}: {why}", path.display()),
+                        Uncertain::Endpoints,
+                    );
+                }
+                engines.push(engine);
+            }
+        }
+    }
+    engines.sort_by(|a, b| (&a.kind, a.rootless).cmp(&(&b.kind, b.rootless)));
+    (engines, gaps)
+}
+
+/// Settings of the daemon that its API does not tell.
+fn settings(disk: &Disk, engine: &mut Engine, gaps: &mut Gaps) {
+    match disk.text("/etc/docker/daemon.json") {
+        Ok(None) => {}
+        Ok(Some(text)) => match serde_json::from_str::<Value>(&text) {
+            Ok(json) => parse::settings(&json, engine),
+            Err(error) => gaps.add(
+                "docker",
+                format!("/etc/docker/daemon.json is no JSON: {error}"),
+                Uncertain::Mechanism,
+            ),
+        },
+        Err(error) => gaps.add(
+            "docker",
+            format!("/etc/docker/daemon.json: {error}"),
+            Uncertain::Mechanism,
+        ),
+    }
+}
+
+enum Answer {
+    /// A socket file without a listener: no engine runs.
+    Nobody,
+    Failed(String),
+    Engine(Box<parse::Found>),
+}
+
+fn ask(path: &Path, deadline: Instant) -> Answer {
+    let mut client = http::Client::new(path, deadline, MAX_ANSWER);
+    let version = match get(&mut client, "/version") {
+        Ok(version) => version,
+        Err(http::Error::Io(error)) if error.kind() == ErrorKind::ConnectionRefused => {
+            return Answer::Nobody;
+        }
+        Err(error) => return Answer::Failed(words(&error)),
+    };
+    let mut found = parse::engine(&version);
+    let part =
+        |client: &mut http::Client, what: &str, found: &mut parse::Found| match get(client, what) {
+            Ok(json) => Some(json),
+            Err(error) => {
+                found.unseen.push(format!("{what}: {}", words(&error)));
+                None
+            }
+        };
+    if let Some(info) = part(&mut client, "/info", &mut found) {
+        parse::info(&info, &mut found);
+    }
+    if let Some(networks) = part(&mut client, "/networks", &mut found) {
+        parse::networks(&networks, &mut found);
+    }
+    let Some(list) = part(&mut client, "/containers/json", &mut found) else {
+        return Answer::Engine(Box::new(found));
+    };
+    parse::containers(&list, &mut found);
+    if found.engine.containers.len() > MAX_CONTAINERS {
+        found.unseen.push(format!(
+            "{} containers, of which only {MAX_CONTAINERS} are shown",
+            found.engine.containers.len()
+        ));
+        found.engine.containers.truncate(MAX_CONTAINERS);
+    }
+    let mut missing = 0;
+    let mut why = String::new();
+    for container in &mut found.engine.containers {
+        match get(&mut client, &format!("/containers/{}/json", container.id)) {
+            Ok(json) => parse::inspect(&json, container),
+            // Gone between the two questions, or not answered: the list told most of it.
+            Err(http::Error::Status { status: 404, .. }) => {}
+            Err(error) => {
+                missing += 1;
+                why = words(&error);
+                if matches!(error, http::Error::Late) {
+                    break;
+                }
+            }
+        }
+    }
+    if missing > 0 {
+        found
+            .unseen
+            .push(format!("details of some containers are missing: {why}"));
+    }
+    Answer::Engine(Box::new(found))
+}
+
+fn get(client: &mut http::Client, path: &str) -> Result<Value, http::Error> {
+    let body = client.get(path)?;
+    serde_json::from_slice(&body).map_err(|_| http::Error::Malformed("no JSON"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::http::tests::peer;
+    use super::*;
+
+    fn answer(json: &str) -> Vec<u8> {
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{json}",
+            json.len()
+        )
+        .into_bytes()
+    }
+
+    fn observe(answers: Vec<Vec<u8>>, hang: bool) -> (Vec<Engine>, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docker.sock");
+        peer(&path, answers, hang);
+        let disk = Disk::new(folder.path());
+        let (engines, gaps) = engines(&disk, &[path], Duration::from_millis(500));
+        let gaps = gaps
+            .list()
+            .iter()
+            .map(|gap| {
+                assert_eq!(gap.uncertain, Uncertain::Endpoints);
+                gap.why.replace(&folder.path().display().to_string(), "")
+            })
+            .collect();
+        (engines, gaps)
+    }
+
+    #[test]
+    fn no_socket_or_no_listener_is_no_engine_and_no_gap() {
+        let folder = tempfile::tempdir().unwrap();
+        let stale = folder.path().join("stale.sock");
+        drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+        let disk = Disk::new(folder.path());
+        let paths = [stale, folder.path().join("none.sock")];
+        let (engines, gaps) = engines(&disk, &paths, Duration::from_secs(2));
+        assert_eq!((engines.len(), gaps.list().len()), (0, 0));
+    }
+
+    #[test]
+    fn a_hung_daemon_is_a_gap() {
+        let (engines, gaps) = observe(vec![], true);
+        assert!(engines.is_empty());
+        assert_eq!(gaps, ["/docker.sock: no answer in time"]);
+    }
+
+    #[test]
+    fn a_daemon_that_hangs_half_way_keeps_what_it_told() {
+        let id = "a".repeat(64);
+        let list = format!(
+            r#"[{{"Id":"{id}","Names":["/web"],"Image":"web:1","HostConfig":{{"NetworkMode":"default"}},
+            "Ports":[{{"IP":"0.0.0.0","PrivatePort":80,"PublicPort":8080,"Type":"tcp"}}],
+            "NetworkSettings":{{"Networks":{{"bridge":{{"IPAddress":"172.17.0.2"}}}}}}}}]"#
+        );
+        let answers = vec![
+            answer(r#"{"Version":"20.10.24","Components":[{"Name":"Engine"}]}"#),
+            answer(r#"{"ID":"X"}"#),
+            answer("[]"),
+            answer(&list),
+        ];
+        let (engines, gaps) = observe(answers, true);
+        assert_eq!(engines[0].containers[0].name, "web");
+        assert_eq!(engines[0].containers[0].published[0].host_port, 8080);
+        assert_eq!(
+            gaps,
+            ["/docker.sock: details of some containers are missing: no answer in time"]
+        );
+    }
+
+    #[test]
+    fn an_answer_that_is_no_json_is_a_gap() {
+        let (engines, gaps) = observe(vec![answer("<html>")], false);
+        assert!(engines.is_empty());
+        assert_eq!(gaps, ["/docker.sock: the answer makes no sense: no JSON"]);
+    }
+
+    #[test]
+    fn two_names_of_one_socket_are_one_engine() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docker.sock");
+        let link = folder.path().join("link.sock");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let answers = vec![
+            answer(r#"{"Version":"1"}"#),
+            answer("{}"),
+            answer("[]"),
+            answer("[]"),
+        ];
+        peer(&path, answers, false);
+        let disk = Disk::new(folder.path());
+        let (engines, gaps) = engines(&disk, &[path, link], Duration::from_secs(2));
+        assert_eq!((engines.len(), gaps.list().len()), (1, 0));
+    }
+}

@@ -1,0 +1,544 @@
+//! fail2ban: its server asked over its own socket, and its files.
+
+use super::disk::Disk;
+use super::gaps::{Gaps, words};
+use super::http::{self, dial, receive, send};
+use super::pickle::{self, Value};
+use crate::exec::Program;
+use portcullis_core::host::{Fail2ban, Jail, Uncertain};
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// `CSPROTO` of `fail2ban/protocol.py`.
+const END: &[u8] = b"<F2B_END_COMMAND>";
+const CLOSE: &[u8] = b"<F2B_CLOSE_COMMAND><F2B_END_COMMAND>";
+/// Most bytes of an answer.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// Most jails that are asked about.
+const MAX_JAILS: usize = 1000;
+
+/// How to look.
+pub(super) struct Given<'a> {
+    /// The server's socket, where it is not to be looked up in the settings.
+    pub socket: Option<&'a Path>,
+    /// Time that the server gets altogether.
+    pub patience: Duration,
+    /// True when units and the journal can be asked.
+    pub systemd: bool,
+}
+
+/// fail2ban, `None` when it is not installed.
+pub(super) fn read(disk: &Disk, given: &Given<'_>) -> (Option<Fail2ban>, Gaps) {
+    let mut gaps = Gaps::default();
+    if !disk.exists("/usr/bin/fail2ban-server") {
+        return (None, gaps);
+    }
+    let mut fail2ban = Fail2ban {
+        jail_local_is_copy: is_copy(disk),
+        python_systemd: disk.exists("/usr/lib/python3/dist-packages/systemd/journal.py"),
+        sshd_log: ["/var/log/auth.log", "/var/log/secure"]
+            .iter()
+            .find(|path| disk.path(path).is_file())
+            .map(|path| (*path).to_owned()),
+        ..Fail2ban::default()
+    };
+    let socket = given
+        .socket
+        .map_or_else(|| disk.path(&socket_path(disk)), PathBuf::from);
+    let mut server = Server {
+        path: socket,
+        deadline: Instant::now() + given.patience,
+        stream: None,
+    };
+    match server.read(&mut fail2ban) {
+        Ok(unread) => {
+            fail2ban.alive = true;
+            for jail in unread {
+                gaps.add(
+                    "fail2ban",
+                    format!("the jail {jail:?} did not tell everything"),
+                    Uncertain::Mechanism,
+                );
+            }
+        }
+        Err(http::Error::Io(error))
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            ) =>
+        {
+            if disk.is_real() {
+                fail2ban.why_dead = why_dead(given.systemd);
+            }
+        }
+        Err(http::Error::Late) => {
+            fail2ban.why_dead = Some(format!(
+                "the server did not answer within {} ms",
+                given.patience.as_millis()
+            ));
+        }
+        Err(error) => gaps.add("fail2ban", words(&error), Uncertain::Mechanism),
+    }
+    (Some(fail2ban), gaps)
+}
+
+/// `socket` of fail2ban.conf and what overrides it (jail.conf(5), "Configuration files format").
+fn socket_path(disk: &Disk) -> String {
+    let mut files = vec!["/etc/fail2ban/fail2ban.conf".to_owned()];
+    files.extend(disk.list("/etc/fail2ban/fail2ban.d", ".conf"));
+    files.push("/etc/fail2ban/fail2ban.local".to_owned());
+    files.extend(disk.list("/etc/fail2ban/fail2ban.d", ".local"));
+    let mut path = "/var/run/fail2ban/fail2ban.sock".to_owned();
+    for file in files {
+        let Ok(Some(text)) = disk.text(&file) else {
+            continue;
+        };
+        for line in text.lines() {
+            if let Some((key, value)) = line.split_once('=')
+                && key.trim() == "socket"
+                && value.trim().starts_with('/')
+            {
+                path = value.trim().to_owned();
+            }
+        }
+    }
+    path
+}
+
+/// Whether jail.local repeats (nearly) all of jail.conf: then an added `[sshd]` comes twice, which
+/// fail2ban refuses to start with.
+fn is_copy(disk: &Disk) -> bool {
+    let read = |path: &str| disk.text(path).ok().flatten().unwrap_or_default();
+    repeats(
+        &read("/etc/fail2ban/jail.local"),
+        &read("/etc/fail2ban/jail.conf"),
+    )
+}
+
+fn repeats(local: &str, conf: &str) -> bool {
+    let lines = |text: &str| -> BTreeSet<String> {
+        text.lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with(['#', ';']))
+            .map(str::to_owned)
+            .collect()
+    };
+    let (local, conf) = (lines(local), lines(conf));
+    let shared = conf.intersection(&local).count();
+    conf.len() >= 10 && shared * 10 >= conf.len() * 8
+}
+
+/// fail2ban's own words on why it does not run.
+fn why_dead(systemd: bool) -> Option<String> {
+    if systemd {
+        let journal = Program::new("journalctl")
+            .args([
+                "--unit=fail2ban.service",
+                "--lines=300",
+                "--no-pager",
+                "--output=cat",
+                "--quiet",
+            ])
+            .timeout(Duration::from_secs(2))
+            .max_output(1024 * 1024)
+            .run();
+        if let Ok(output) = journal
+            && let Some(line) = complaint(&output.stdout_text())
+        {
+            return Some(line);
+        }
+    }
+    let test = Program::new("fail2ban-server")
+        .arg("-t")
+        .timeout(Duration::from_secs(5))
+        .max_output(1024 * 1024)
+        .truncate()
+        .output()
+        .ok()?;
+    if test.success() {
+        return None;
+    }
+    let text = format!("{}\n{}", test.stdout_text(), test.stderr_text());
+    complaint(&text)
+}
+
+/// The first error of the last start, without time and process.
+fn complaint(log: &str) -> Option<String> {
+    let lines: Vec<&str> = log.lines().collect();
+    let begin = lines
+        .iter()
+        .rposition(|line| line.starts_with("Started ") || line.starts_with("Starting "))
+        .unwrap_or(0);
+    let error = |lines: &[&str]| {
+        lines.iter().find_map(|line| {
+            let at = line.find("ERROR")?;
+            let text = line[at + "ERROR".len()..].trim_start_matches([':', ' ', '\t']);
+            let text = text
+                .strip_prefix("Failed during configuration: ")
+                .unwrap_or(text);
+            let text: String = text.trim().chars().take(500).collect();
+            (!text.is_empty()).then_some(text)
+        })
+    };
+    error(&lines[begin..]).or_else(|| {
+        // Restarted without errors so far, or a start whose errors came before its own line.
+        let mut earlier = lines[..begin].to_vec();
+        earlier.reverse();
+        error(&earlier)
+    })
+}
+
+/// The running server.
+struct Server {
+    path: PathBuf,
+    deadline: Instant,
+    stream: Option<UnixStream>,
+}
+
+impl Server {
+    /// Asks for everything; the names of jails that did not answer every question.
+    fn read(&mut self, fail2ban: &mut Fail2ban) -> Result<Vec<String>, http::Error> {
+        if self.ask(&["ping"])?.as_ref().and_then(Value::text) != Some("pong") {
+            return Err(http::Error::Malformed("no pong"));
+        }
+        if let Some(version) = self.ask(&["version"])? {
+            fail2ban.version = version.text().unwrap_or_default().to_owned();
+        }
+        let status = self.ask(&["status"])?.unwrap_or(Value::None);
+        let mut unread = Vec::new();
+        for name in jail_names(&status).into_iter().take(MAX_JAILS) {
+            let mut jail = Jail {
+                name,
+                ..Jail::default()
+            };
+            if self.jail(&mut jail).is_err() {
+                unread.push(jail.name.clone());
+            }
+            fail2ban.jails.push(jail);
+        }
+        if let Some(stream) = &mut self.stream {
+            let _ = send(stream, CLOSE, self.deadline);
+        }
+        Ok(unread)
+    }
+
+    fn jail(&mut self, jail: &mut Jail) -> Result<(), http::Error> {
+        let name = jail.name.clone();
+        let mut get = |what: &str| self.ask(&["get", &name, what]);
+        let number = |value: Option<Value>| value.as_ref().and_then(Value::int);
+        jail.max_retry = number(get("maxretry")?).and_then(|n| u32::try_from(n).ok());
+        jail.find_time = number(get("findtime")?).and_then(|n| u64::try_from(n).ok());
+        jail.ban_time = number(get("bantime")?);
+        jail.ignore_ip = texts(get("ignoreip")?);
+        jail.actions = texts(get("actions")?);
+        jail.files = texts(get("logpath")?);
+        // Only a journal backend knows the question; others answer with an error.
+        jail.journal = get("journalmatch")?.as_ref().and_then(journal);
+        jail.banned = texts(get("banip")?)
+            .iter()
+            .flat_map(|text| text.split_whitespace())
+            .filter_map(|text| text.parse::<IpAddr>().ok())
+            .collect();
+        jail.banned.sort();
+        jail.banned.dedup();
+        Ok(())
+    }
+
+    /// The answer; `None` when the server says that the question was wrong.
+    fn ask(&mut self, words: &[&str]) -> Result<Option<Value>, http::Error> {
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => dial(&self.path, self.deadline)?,
+        };
+        let mut request = pickle::request(words);
+        request.extend_from_slice(END);
+        send(&mut stream, &request, self.deadline)?;
+        let mut answer = Vec::new();
+        let mut part = [0; 32 * 1024];
+        while !answer.ends_with(END) {
+            match receive(&mut stream, &mut part, self.deadline)? {
+                0 => return Err(http::Error::Io(ErrorKind::UnexpectedEof.into())),
+                read => answer.extend_from_slice(&part[..read]),
+            }
+            if answer.len() > MAX_ANSWER {
+                return Err(http::Error::TooLarge(MAX_ANSWER));
+            }
+        }
+        self.stream = Some(stream);
+        answer.truncate(answer.len() - END.len());
+        let answer = pickle::read(&answer).ok_or(http::Error::Malformed("a damaged pickle"))?;
+        match answer {
+            Value::List(mut pair) if pair.len() == 2 => {
+                let value = pair.pop();
+                let good = matches!(pair.first(), Some(Value::Int(0)));
+                Ok(value.filter(|_| good))
+            }
+            _ => Err(http::Error::Malformed("not the shape of an answer")),
+        }
+    }
+}
+
+/// Jail names out of `[('Number of jail', 2), ('Jail list', 'sshd, web')]`, sorted.
+fn jail_names(status: &Value) -> Vec<String> {
+    let mut names: Vec<String> = status
+        .items()
+        .iter()
+        .filter(|pair| pair.items().first().and_then(Value::text) == Some("Jail list"))
+        .filter_map(|pair| pair.items().get(1)?.text())
+        .flat_map(|list| list.split(','))
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// A list of texts, or one text.
+fn texts(value: Option<Value>) -> Vec<String> {
+    let one = |value: &Value| value.text().map(str::to_owned);
+    match &value {
+        Some(Value::List(items)) => items.iter().filter_map(one).collect(),
+        Some(value) => one(value).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// `[['_SYSTEMD_UNIT=sshd.service', '+', '_COMM=sshd']]` as one line.
+fn journal(value: &Value) -> Option<String> {
+    let matches: Vec<String> = value
+        .items()
+        .iter()
+        .map(|group| match group {
+            Value::List(_) => texts(Some(group.clone())).join(" "),
+            other => other.text().unwrap_or_default().to_owned(),
+        })
+        .filter(|text| !text.is_empty())
+        .collect();
+    (!matches.is_empty()).then(|| matches.join(" + "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    fn check(log: &str, expected: Option<&str>) {
+        assert_eq!(complaint(log).as_deref(), expected, "{log}");
+    }
+
+    #[test]
+    fn the_first_error_of_the_last_start() {
+        check(
+            "Started fail2ban.service - Fail2Ban Service.
+2026-11-22 09:00:00,000 fail2ban                [70]: ERROR   Failed during configuration: While reading from '/etc/fail2ban/jail.local' [line 3]: section 'sshd' already exists
+fail2ban.service: Main process exited, code=exited, status=255/EXCEPTION
+Started fail2ban.service - Fail2Ban Service.
+2026-11-22 10:00:00,000 fail2ban                [80]: ERROR   Failed during configuration: Have not found any log file for sshd jail
+2026-11-22 10:00:00,010 fail2ban                [80]: ERROR   Async configuration of server failed
+fail2ban.service: Failed with result 'exit-code'.
+",
+            Some("Have not found any log file for sshd jail"),
+        );
+        check(
+            "x ERROR   one\ny ERROR   two\nStarted fail2ban.service - Fail2Ban Service.\nServer ready\n",
+            Some("two"),
+        );
+        check("Server ready\n", None);
+        check("", None);
+        check("ERROR\n", None);
+    }
+
+    #[test]
+    fn a_copied_jail_conf_is_recognised_with_additions() {
+        let conf: String = (0..50)
+            .map(|n| format!("[jail{n}]\n# c\nport = {n}\n\n"))
+            .collect();
+        assert!(repeats(&conf, &conf));
+        assert!(repeats(&format!("{conf}\n[sshd]\nenabled = true\n"), &conf));
+        assert!(!repeats("[sshd]\nenabled = true\nport = ssh\n", &conf));
+        assert!(!repeats("", &conf));
+        assert!(!repeats(&conf, ""));
+    }
+
+    #[test]
+    fn the_socket_of_the_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::new(folder.path());
+        assert_eq!(socket_path(&disk), "/var/run/fail2ban/fail2ban.sock");
+        let etc = folder.path().join("etc/fail2ban/fail2ban.d");
+        std::fs::create_dir_all(&etc).unwrap();
+        std::fs::write(
+            etc.join("../fail2ban.conf"),
+            "#socket = /no\nsocket = /run/a\n",
+        )
+        .unwrap();
+        assert_eq!(socket_path(&disk), "/run/a");
+        std::fs::write(etc.join("x.local"), "[DEFAULT]\n socket=/run/b\n").unwrap();
+        assert_eq!(socket_path(&disk), "/run/b");
+    }
+
+    /// A server whose answers are given by the words asked.
+    fn server(path: &Path, answer: impl Fn(&[String]) -> Vec<u8> + Send + 'static) {
+        let listener = UnixListener::bind(path).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut seen = Vec::new();
+                let mut byte = [0];
+                while matches!(stream.read(&mut byte), Ok(1)) {
+                    seen.push(byte[0]);
+                    if seen.ends_with(END) {
+                        let Some(value) = pickle::read(&seen[..seen.len() - END.len()]) else {
+                            break;
+                        };
+                        let asked: Vec<String> = texts(Some(value));
+                        let reply = [answer(&asked), END.to_vec()].concat();
+                        // In two parts, as a stream may deliver it.
+                        let (first, second) = reply.split_at(reply.len() / 2);
+                        stream.write_all(first).unwrap();
+                        stream.flush().unwrap();
+                        std::thread::sleep(Duration::from_millis(1));
+                        stream.write_all(second).unwrap();
+                        seen.clear();
+                    }
+                }
+            }
+        });
+    }
+
+    /// Pickle of `(0, …)` with the given inner opcodes.
+    fn good(inner: &[u8]) -> Vec<u8> {
+        [b"\x80\x04K\x00", inner, b"\x86."].concat()
+    }
+
+    fn text(text: &str) -> Vec<u8> {
+        [&[0x8c, text.len() as u8], text.as_bytes()].concat()
+    }
+
+    fn read_from(socket: &Path, patience: Duration) -> (Fail2ban, Gaps) {
+        let folder = tempfile::tempdir().unwrap();
+        let bin = folder.path().join("usr/bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        std::fs::write(bin.join("fail2ban-server"), "").unwrap();
+        let given = Given {
+            socket: Some(socket),
+            patience,
+            systemd: false,
+        };
+        let (fail2ban, gaps) = read(&Disk::new(folder.path()), &given);
+        (fail2ban.unwrap(), gaps)
+    }
+
+    #[test]
+    fn a_server_tells_its_jails() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        server(&path, |words| {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            match words.as_slice() {
+                ["ping"] => good(&text("pong")),
+                ["version"] => good(&text("1.0.2")),
+                ["status"] => {
+                    let list = [
+                        b"]".to_vec(),
+                        text("Jail list"),
+                        text("web, sshd"),
+                        b"\x86a".to_vec(),
+                    ];
+                    good(&list.concat())
+                }
+                ["get", "sshd", "maxretry"] => good(b"K\x03"),
+                ["get", "sshd", "findtime"] => good(b"M\x58\x02"),
+                ["get", "sshd", "bantime"] => good(b"J\xff\xff\xff\xff"),
+                ["get", "sshd", "ignoreip"] => good(
+                    &[
+                        b"](".to_vec(),
+                        text("127.0.0.0/8"),
+                        text("::1"),
+                        b"e".to_vec(),
+                    ]
+                    .concat(),
+                ),
+                ["get", "sshd", "actions"] => {
+                    good(&[b"]".to_vec(), text("portcullis"), b"a".to_vec()].concat())
+                }
+                ["get", "sshd", "banip"] => good(
+                    &[
+                        b"](".to_vec(),
+                        text("203.0.113.9"),
+                        text("2001:db8::1"),
+                        text("x"),
+                        b"e".to_vec(),
+                    ]
+                    .concat(),
+                ),
+                ["get", "sshd", "journalmatch"] => good(
+                    &[
+                        b"]](".to_vec(),
+                        text("_SYSTEMD_UNIT=ssh.service"),
+                        text("+"),
+                        text("_COMM=sshd"),
+                        b"ea".to_vec(),
+                    ]
+                    .concat(),
+                ),
+                // (1, 'no')
+                _ => [b"\x80\x04K\x01".to_vec(), text("no"), b"\x86.".to_vec()].concat(),
+            }
+        });
+        let (fail2ban, gaps) = read_from(&path, Duration::from_secs(5));
+        assert!(fail2ban.alive);
+        assert_eq!(fail2ban.version, "1.0.2");
+        assert!(gaps.list().is_empty());
+        let sshd = &fail2ban.jails[0];
+        assert_eq!(
+            sshd,
+            &Jail {
+                name: "sshd".to_owned(),
+                max_retry: Some(3),
+                find_time: Some(600),
+                ban_time: Some(-1),
+                ignore_ip: vec!["127.0.0.0/8".to_owned(), "::1".to_owned()],
+                banned: vec![
+                    "203.0.113.9".parse().unwrap(),
+                    "2001:db8::1".parse().unwrap()
+                ],
+                actions: vec!["portcullis".to_owned()],
+                files: vec![],
+                journal: Some("_SYSTEMD_UNIT=ssh.service + _COMM=sshd".to_owned()),
+            }
+        );
+        assert_eq!(fail2ban.jails[1].name, "web");
+        assert_eq!(fail2ban.jails[1].max_retry, None);
+    }
+
+    #[test]
+    fn a_server_that_hangs_or_lies_is_not_alive() {
+        let folder = tempfile::tempdir().unwrap();
+        let silent = folder.path().join("silent");
+        let _listener = UnixListener::bind(&silent).unwrap();
+        let (fail2ban, _) = read_from(&silent, Duration::from_millis(200));
+        assert!(!fail2ban.alive);
+        assert_eq!(
+            fail2ban.why_dead.as_deref(),
+            Some("the server did not answer within 200 ms")
+        );
+        let liar = folder.path().join("liar");
+        server(&liar, |_| b"nonsense".to_vec());
+        let (fail2ban, gaps) = read_from(&liar, Duration::from_secs(5));
+        assert!(!fail2ban.alive);
+        assert_eq!(
+            gaps.list()[0].why,
+            "the answer makes no sense: a damaged pickle"
+        );
+        // Not running: no gap, it is simply dead.
+        let (fail2ban, gaps) = read_from(&folder.path().join("none"), Duration::from_secs(5));
+        assert!(!fail2ban.alive && gaps.list().is_empty());
+    }
+}
