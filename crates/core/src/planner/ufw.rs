@@ -270,8 +270,11 @@ fn admit(ufw: &Ufw, grant: &Grant, draft: &mut Draft) {
         Need::Prepend { shadow, ours } => Some((*shadow, *ours)),
         _ => None,
     });
+    let blocked = needs.iter().any(|n| matches!(n, Need::Blocked { .. }));
     let why = why(grant);
-    if let Some((shadow, _)) = prepend {
+    if blocked {
+        // A rule in front is in front for both IP versions.
+    } else if let Some((shadow, _)) = prepend {
         let ours = needs.iter().find_map(|n| match n {
             Need::Prepend { ours, .. } => *ours,
             _ => None,

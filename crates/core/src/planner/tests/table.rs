@@ -1,0 +1,517 @@
+//! Situations one by one: what the plan does and says.
+
+use super::*;
+use crate::host::UfwRule;
+use crate::planner::{
+    ACTION_FILE, GUARD_FILE, GUARD_UNIT_FILE, JAIL_FILE, OLLAMA_DROPIN, Refusal, guard,
+};
+use reach::Backend;
+use reach::ir::{Chain, Family, Table};
+
+fn rule(number: u32, action: &str, port: &str, proto: &str) -> UfwRule {
+    UfwRule {
+        number,
+        action: action.into(),
+        direction: "in".into(),
+        proto: proto.into(),
+        port: port.into(),
+        from_port: "any".into(),
+        ..UfwRule::default()
+    }
+}
+
+fn twins(rules: &[UfwRule]) -> Vec<UfwRule> {
+    let v6 = rules.iter().filter(|r| r.from.is_none()).map(|r| UfwRule {
+        ipv6: true,
+        number: r.number + rules.len() as u32,
+        ..r.clone()
+    });
+    rules.iter().cloned().chain(v6).collect()
+}
+
+fn with_rules(rules: &[UfwRule]) -> Host {
+    let mut host = debian12();
+    let ufw = host.ufw.as_mut().unwrap();
+    ufw.rules = twins(rules);
+    ufw.enabled = true;
+    ufw.loaded = Some(true);
+    host
+}
+
+/// The `ufw` commands of a plan, without their reasons.
+fn ufw_commands(plan: &Plan) -> Vec<String> {
+    commands(plan)
+        .lines()
+        .filter(|l| l.starts_with("ufw "))
+        .map(|l| l.split("  #").next().unwrap().to_owned())
+        .collect()
+}
+
+#[track_caller]
+fn check_ufw(host: &Host, options: &Options, expect: &[&str]) -> Plan {
+    let plan = settled(host, &Policy::builtin(), options);
+    assert_eq!(ufw_commands(&plan), expect, "{}", notes(&plan));
+    plan
+}
+
+const CALM: Options = Options {
+    prune: false,
+    keep_connections: false,
+};
+const PRUNE: Options = Options {
+    prune: true,
+    keep_connections: false,
+};
+
+#[test]
+fn the_guides_failure_mode_becomes_its_end_state() {
+    let plan = settled(&debian12(), &Policy::builtin(), &CALM);
+    insta::assert_snapshot!("guide_plan", commands(&plan));
+    assert_eq!(notes(&plan), "");
+}
+
+#[test]
+fn a_bare_debian_gets_its_packages_first() {
+    let mut host = debian12();
+    host.ufw = None;
+    host.fail2ban = None;
+    for name in PACKAGES {
+        host.packages.insert((*name).into(), None);
+    }
+    host.units.remove("fail2ban.service");
+    let plan = settled(&host, &Policy::builtin(), &CALM);
+    assert!(commands(&plan).starts_with(
+        "apt-get install --no-install-recommends fail2ban nftables python3-systemd ufw  #"
+    ));
+}
+
+#[test]
+fn published_ports_are_closed_and_the_line_to_change_is_shown() {
+    let plan = settled(&docker(), &Policy::builtin(), &CALM);
+    insta::assert_snapshot!("docker_notes", notes(&plan));
+    assert!(commands(&plan).ends_with(
+        "cut open connections to 8265, 11434  # whoever is connected there already would stay connected: rules only meet new connections"
+    ));
+}
+
+#[test]
+fn ufw_rules_of_the_user_are_met_where_they_stand() {
+    let limit = rule(1, "limit", "22", "tcp");
+    let web = rule(2, "allow", "443", "tcp");
+    // Everything is there.
+    check_ufw(&with_rules(&[limit.clone(), web.clone()]), &CALM, &[]);
+    // `ufw allow 22/tcp`: replaced in its place.
+    check_ufw(
+        &with_rules(&[rule(1, "allow", "22", "tcp"), web.clone()]),
+        &CALM,
+        &["ufw limit 22/tcp"],
+    );
+    // `ufw allow 22` and `ufw allow OpenSSH` would decide first.
+    check_ufw(
+        &with_rules(&[rule(1, "allow", "22", "any"), web.clone()]),
+        &CALM,
+        &["ufw prepend limit 22/tcp"],
+    );
+    let profile = UfwRule {
+        application: Some("OpenSSH".into()),
+        ..rule(1, "allow", "22", "tcp")
+    };
+    check_ufw(
+        &with_rules(&[profile.clone(), web.clone()]),
+        &CALM,
+        &["ufw prepend limit 22/tcp"],
+    );
+    // Ours is there, but behind: ufw would skip the prepend, so it is taken out first.
+    check_ufw(
+        &with_rules(&[profile, rule(2, "limit", "22", "tcp"), web.clone()]),
+        &CALM,
+        &["ufw delete limit 22/tcp", "ufw prepend limit 22/tcp"],
+    );
+    // `ufw limit OpenSSH` is as good as ours.
+    let profile = UfwRule {
+        application: Some("OpenSSH".into()),
+        ..limit.clone()
+    };
+    check_ufw(&with_rules(&[profile, web.clone()]), &CALM, &[]);
+    // A range or a list that covers the port.
+    check_ufw(
+        &with_rules(&[limit.clone(), rule(2, "allow", "80,443", "tcp")]),
+        &CALM,
+        &[],
+    );
+    // A denial of everybody in front.
+    check_ufw(
+        &with_rules(&[rule(1, "deny", "443", "any"), limit.clone()]),
+        &CALM,
+        &["ufw prepend allow 443/tcp"],
+    );
+    // Half of it: made while IPV6=no.
+    let mut host = with_rules(&[limit.clone(), web.clone()]);
+    host.ufw.as_mut().unwrap().rules.retain(|r| !r.ipv6);
+    check_ufw(&host, &CALM, &["ufw limit 22/tcp", "ufw allow 443/tcp"]);
+}
+
+#[test]
+fn a_ban_of_the_users_keeps_its_force() {
+    let ban = UfwRule {
+        from: Some("198.51.100.0/24".parse().unwrap()),
+        ..rule(1, "deny", "any", "any")
+    };
+    let host = with_rules(&[
+        ban.clone(),
+        rule(2, "limit", "22", "tcp"),
+        rule(3, "allow", "443", "tcp"),
+    ]);
+    check_ufw(&host, &CALM, &[]);
+    // An allow that shadows our limit stands behind the ban: going in front of both would lift it.
+    let host = with_rules(&[
+        ban,
+        rule(2, "allow", "22", "any"),
+        rule(3, "allow", "443", "tcp"),
+    ]);
+    let plan = make(&host, &Policy::builtin(), &CALM).unwrap();
+    assert!(!commands(&plan).contains("prepend"), "{}", commands(&plan));
+    assert!(
+        notes(&plan).contains("[ufw insert 2 limit 22/tcp]"),
+        "{}",
+        notes(&plan)
+    );
+}
+
+#[test]
+fn rules_that_the_policy_does_not_mention_are_kept_and_named_or_pruned() {
+    let rules = [
+        rule(1, "limit", "22", "tcp"),
+        rule(2, "allow", "443", "tcp"),
+        rule(3, "allow", "8080", "tcp"),
+        rule(4, "allow", "11434", "any"),
+        UfwRule {
+            comment: Some("portcullis: old".into()),
+            ..rule(5, "allow", "9000", "tcp")
+        },
+    ];
+    let plan = check_ufw(&with_rules(&rules), &CALM, &["ufw delete allow 9000/tcp"]);
+    insta::assert_snapshot!("kept_rules_notes", notes(&plan));
+    check_ufw(
+        &with_rules(&rules),
+        &PRUNE,
+        &["ufw delete allow 8080/tcp", "ufw delete allow 9000/tcp"],
+    );
+}
+
+#[test]
+fn sources_and_zones_become_rules_of_both_mechanisms() {
+    let policy = policy(
+        "version = 1\n[[allow]]\nport = \"ssh\"\nfrom = \"anywhere\"\n\
+         [[allow]]\nport = 8080\nfrom = [\"192.168.1.0/24\", \"10.1.2.3\"]\ncomment = \"web (team A)\"\n\
+         [[allow]]\nport = 9090\nfrom = \"lan\"\n\
+         [[service]]\nkind = \"ollama\"\nreach = [\"192.168.1.0/24\"]\n",
+    );
+    let plan = settled(&debian12(), &policy, &CALM);
+    insta::assert_snapshot!("sources_ufw", ufw_commands(&plan).join("\n"));
+    let guard = file(&plan, GUARD_FILE);
+    let published = guard.split("chain published {").nth(1).unwrap();
+    insta::assert_snapshot!(
+        "sources_guard",
+        published.split('}').take(6).collect::<Vec<_>>().join("}")
+    );
+}
+
+#[test]
+fn the_guards_text() {
+    let guard = guard::ruleset(&debian12(), &Policy::builtin()).unwrap();
+    insta::assert_snapshot!("guard_text", guard);
+}
+
+#[test]
+fn the_jail_has_the_policys_values_and_spares_the_operator() {
+    let plan = settled(&debian12(), &Policy::builtin(), &CALM);
+    insta::assert_snapshot!("jail", file(&plan, JAIL_FILE));
+    insta::assert_snapshot!("action", file(&plan, ACTION_FILE));
+}
+
+#[test]
+fn an_operator_of_an_earlier_apply_stays_spared() {
+    let mut host = debian12();
+    let first = settled(&host, &Policy::builtin(), &CALM);
+    for change in &first.changes {
+        model::apply(&mut host, &change.action);
+    }
+    host.sessions.clear();
+    assert!(make(&host, &Policy::builtin(), &CALM).unwrap().is_empty());
+    let mut session = debian12().sessions.remove(0);
+    session.peer = "::ffff:198.51.100.9".parse().unwrap();
+    host.sessions = vec![session];
+    let plan = make(&host, &Policy::builtin(), &CALM).unwrap();
+    assert!(file(&plan, JAIL_FILE).contains("ignoreip = 127.0.0.0/8 192.0.2.7 198.51.100.9 ::1\n"));
+}
+
+#[test]
+fn without_systemd_the_jail_reads_the_log_file_or_says_that_there_is_none() {
+    let mut host = docker();
+    host.systemd = false;
+    let plan = make(&host, &Policy::builtin(), &CALM).unwrap();
+    assert!(notes(&plan).contains("nobody will be banned"));
+    host.fail2ban.as_mut().unwrap().sshd_log = Some("/var/log/auth.log".into());
+    let plan = make(&host, &Policy::builtin(), &CALM).unwrap();
+    assert!(file(&plan, JAIL_FILE).contains("backend = auto\nlogpath = /var/log/auth.log\n"));
+}
+
+#[test]
+fn bans_follow_a_guard_that_was_lost() {
+    let mut host = debian12();
+    for change in settled(&host, &Policy::builtin(), &CALM).changes {
+        model::apply(&mut host, &change.action);
+    }
+    host.fail2ban.as_mut().unwrap().jails[0].banned = vec!["198.51.100.66".parse().unwrap()];
+    host.rules = Default::default();
+    let plan = make(&host, &Policy::builtin(), &CALM).unwrap();
+    let text = commands(&plan);
+    assert!(text.contains("load table inet portcullis"), "{text}");
+    assert!(
+        text.contains("systemctl restart fail2ban.service  # fail2ban puts its bans"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_guard_that_somebody_changed_is_loaded_again() {
+    let mut host = debian12();
+    for change in settled(&host, &Policy::builtin(), &CALM).changes {
+        model::apply(&mut host, &change.action);
+    }
+    let reloads = |change: &dyn Fn(&mut Table)| {
+        let mut host = host.clone();
+        change(&mut host.rules.tables[0]);
+        commands(&make(&host, &Policy::builtin(), &CALM).unwrap())
+            .contains("load table inet portcullis")
+    };
+    assert!(!reloads(&|_| {}));
+    assert!(reloads(&|t| t.dormant = true));
+    assert!(reloads(&|t| t.sets.clear()));
+    assert!(reloads(&|t| {
+        t.chains.retain(|c| c.name != "published");
+    }));
+    assert!(reloads(&|t| {
+        t.chains[1].rules.pop();
+    }));
+    assert!(reloads(&|t| {
+        let last = t.chains[1].rules.last().unwrap().clone();
+        t.chains[1].rules.insert(0, last);
+    }));
+    assert!(reloads(&|t| {
+        t.chains[3].base.as_mut().unwrap().priority = 10;
+    }));
+    assert!(reloads(&|t| {
+        t.chains[0].rules[0].comment = Some("portcullis 0000000000000000".into());
+    }));
+}
+
+#[test]
+fn ollama_is_told_where_to_listen() {
+    let mut host = debian12();
+    let plan = settled(&host, &Policy::builtin(), &CALM);
+    assert!(
+        file(&plan, OLLAMA_DROPIN)
+            .ends_with("[Service]\nEnvironment=\"OLLAMA_HOST=127.0.0.1:11434\"\n")
+    );
+    // On a port of its own.
+    let unit = host.units.get_mut("ollama.service").unwrap();
+    unit.environment
+        .insert("OLLAMA_HOST".into(), "0.0.0.0:8800".into());
+    let plan = settled(&host, &Policy::builtin(), &CALM);
+    assert!(file(&plan, OLLAMA_DROPIN).contains("127.0.0.1:8800"));
+    // Already there by the operator's own hand: nothing to do.
+    let unit = host.units.get_mut("ollama.service").unwrap();
+    unit.environment
+        .insert("OLLAMA_HOST".into(), "127.0.0.1".into());
+    host.sockets[1].address = "127.0.0.1".parse().unwrap();
+    let plan = settled(&host, &Policy::builtin(), &CALM);
+    assert!(!commands(&plan).contains("ollama"), "{}", commands(&plan));
+    // Not running: told, and not started.
+    let mut host = debian12();
+    let unit = host.units.get_mut("ollama.service").unwrap();
+    unit.environment
+        .insert("OLLAMA_HOST".into(), "0.0.0.0".into());
+    unit.active = "inactive".into();
+    host.sockets.remove(1);
+    let plan = settled(&host, &Policy::builtin(), &CALM);
+    assert!(commands(&plan).contains(OLLAMA_DROPIN));
+    assert!(
+        !commands(&plan).contains("restart ollama"),
+        "{}",
+        commands(&plan)
+    );
+}
+
+#[test]
+fn a_policy_that_opens_ollama_takes_the_drop_in_away() {
+    let mut host = debian12();
+    for change in settled(&host, &Policy::builtin(), &CALM).changes {
+        model::apply(&mut host, &change.action);
+    }
+    let open = policy(
+        "version = 1\n[[allow]]\nport = \"ssh\"\nfrom = \"anywhere\"\n[[service]]\nkind = \"ollama\"\nreach = [\"192.168.1.0/24\"]\n",
+    );
+    let plan = make(&host, &open, &CALM).unwrap();
+    let text = commands(&plan);
+    assert!(text.contains(&format!("rm {OLLAMA_DROPIN}")), "{text}");
+    assert!(text.contains("systemctl restart ollama.service"), "{text}");
+    assert!(
+        ufw_commands(&plan)
+            .contains(&"ufw allow from 192.168.1.0/24 to any port 11434 proto tcp".to_owned())
+    );
+}
+
+#[test]
+fn the_folk_fix_is_explained_with_its_copies() {
+    let mut host = with_rules(&[
+        rule(1, "limit", "22", "tcp"),
+        rule(2, "allow", "443", "tcp"),
+    ]);
+    let line = "-A INPUT -p tcp --dport 11434 -j DROP";
+    host.ufw.as_mut().unwrap().foreign_lines = vec![("/etc/ufw/after.rules".into(), line.into())];
+    let mut table = Table::new(Family::Ip, "filter", Backend::IptablesNft);
+    let mut input = Chain::new("INPUT", None);
+    for text in [line, line, "-A INPUT -p tcp --dport 114345 -j DROP"] {
+        input.rules.push(reach::ir::Rule {
+            text: text.into(),
+            ..Default::default()
+        });
+    }
+    table.chains.push(input);
+    host.rules.tables.push(table);
+    let plan = make(&host, &Policy::builtin(), &CALM).unwrap();
+    let notes = notes(&plan);
+    assert!(notes.contains("2 copies"), "{notes}");
+    assert!(
+        notes.contains("[iptables -D INPUT -p tcp --dport 11434 -j DROP]"),
+        "{notes}"
+    );
+}
+
+#[track_caller]
+fn refused(host: &Host, policy: &Policy, words: &str) -> Refusal {
+    let refusal = make(host, policy, &CALM).expect_err("refused");
+    assert!(refusal.to_string().contains(words), "{refusal}");
+    assert!(!refusal.hint().is_empty());
+    refusal
+}
+
+#[test]
+fn plans_that_could_lock_out_or_guess_are_refused() {
+    let builtin = Policy::builtin();
+    let mut host = debian12();
+    host.privileged = false;
+    refused(&host, &builtin, "root");
+
+    let mut host = debian12();
+    host.unseen.push(Unseen {
+        what: "packet filter".into(),
+        why: "nft is not there".into(),
+        uncertain: Uncertain::Verdicts,
+    });
+    refused(&host, &builtin, "packet filter could not be read");
+
+    let narrow = policy("version = 1\n[[allow]]\nport = \"ssh\"\nfrom = \"10.0.0.0/8\"\n");
+    refused(&debian12(), &narrow, "connected by SSH now");
+
+    let mut host = debian12();
+    host.sessions[0].peer = "2001:db8:2::7".parse().unwrap();
+    host.ufw.as_mut().unwrap().ipv6 = false;
+    refused(&host, &builtin, "IPV6=no");
+
+    let mut host = debian12();
+    host.packages.clear();
+    host.ufw = None;
+    refused(&host, &builtin, "no Debian");
+
+    let wide = policy(
+        "version = 1\n[[allow]]\nport = \"ssh\"\nfrom = \"anywhere\"\n[[allow]]\nport = \"6000-7000\"\nfrom = \"anywhere\"\n",
+    );
+    refused(&debian12(), &wide, "6000-7000");
+
+    let vpn = policy(
+        "version = 1\n[[allow]]\nport = \"ssh\"\nfrom = \"anywhere\"\n[[allow]]\nport = 8080\nfrom = \"vpn\"\n",
+    );
+    refused(&debian12(), &vpn, "zone vpn");
+}
+
+/// docker-ufw.md, case 30: `iptables -F INPUT`, then `ufw enable`: policy DROP and no way in.
+#[test]
+fn ufw_chains_without_a_jump_to_them_are_refused() {
+    let mut host = debian12();
+    let mut table = Table::new(Family::Ip, "filter", Backend::IptablesNft);
+    table.chains = vec![
+        Chain::new("INPUT", None),
+        Chain::new("ufw-before-input", None),
+    ];
+    host.rules.tables = vec![table];
+    let refusal = refused(&host, &Policy::builtin(), "INPUT does not lead to them");
+    assert!(
+        refusal
+            .hint()
+            .contains("iptables -A INPUT -j ufw-before-input")
+    );
+}
+
+#[test]
+fn the_guards_unit_comes_after_what_flushes_and_before_what_forwards() {
+    let plan = settled(&debian12(), &Policy::builtin(), &CALM);
+    let unit = file(&plan, GUARD_UNIT_FILE);
+    for line in ["After=", "Before="] {
+        assert!(unit.contains(line));
+    }
+    let before = unit
+        .lines()
+        .find(|l| l.starts_with("Before=network-pre.target"))
+        .unwrap();
+    assert!(before.contains("docker.service"));
+    assert!(
+        unit.lines()
+            .any(|l| l.starts_with("After=") && l.contains("nftables.service"))
+    );
+}
+
+#[test]
+fn hostile_names_stay_out_of_rules_and_are_shown_harmless() {
+    let mut host = docker();
+    host.engines[0].containers[0].name = "x\n\u{1b}[2J".into();
+    host.engines[0].containers[0].compose = None;
+    let plan = make(&host, &Policy::builtin(), &CALM).unwrap();
+    assert!(
+        notes(&plan).contains("container x\\u{a}\\u{1b}[2J"),
+        "{}",
+        notes(&plan)
+    );
+
+    let mut host = debian12();
+    let mut evil = interface(9, "a\" accept;", &[]);
+    evil.kind = Some("bridge".into());
+    host.net.interfaces.push(evil);
+    host.net.interfaces[1].master = Some(9);
+    let guard = guard::ruleset(&host, &Policy::builtin()).unwrap();
+    assert!(!guard.contains("a\" accept"), "{guard}");
+    host.net.interfaces[1].master = None;
+    host.net.interfaces[1].name = "eth1\"".into();
+    let lan = policy(
+        "version = 1\n[[allow]]\nport = \"ssh\"\nfrom = \"anywhere\"\n[[allow]]\nport = 8080\nfrom = \"lan\"\n",
+    );
+    refused(&host, &lan, "interface name");
+}
+
+/// Every unit that can be bound by a variable has its drop-in among the files that observation reads.
+#[test]
+fn managed_files_cover_the_catalog() {
+    for service in crate::catalog::services() {
+        if let Some(crate::catalog::Loopback::Environment { .. }) = service.loopback {
+            for unit in &service.units {
+                let path = crate::planner::files::dropin(unit);
+                assert!(
+                    crate::planner::MANAGED_FILES.contains(&path.as_str()),
+                    "{path}"
+                );
+            }
+        }
+    }
+}
