@@ -1,0 +1,414 @@
+//! Transactions on real ufw, nftables and sshd: whatever happens, the machine is as before or as
+//! planned, and the way back needs nobody.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod transact;
+
+use lab::{World, address};
+use std::time::{Duration, Instant};
+use transact::{Machine, Plan, STATE, allow, default, enable, guard, remove, write};
+
+const SOON: Duration = Duration::from_secs(1);
+
+/// The guide's end state, by the mechanisms that need no systemd.
+fn guide() -> Plan {
+    Plan::new(vec![
+        write("/etc/portcullis/sub/policy.toml", "version = 1\n", 0o600),
+        write(
+            "/etc/fail2ban/jail.d/portcullis.local",
+            "[DEFAULT]\n",
+            0o644,
+        ),
+        write("/etc/legal", "changed\n", 0o640),
+        remove("/etc/motd"),
+        allow("limit", 22),
+        allow("allow", 443),
+        default("incoming", "deny"),
+        guard("tcp dport 11434 drop"),
+        enable(),
+    ])
+}
+
+fn prepared(name: &str) -> World {
+    lab::require_root();
+    let world = World::new(name).unwrap();
+    world.server.write("/etc/legal", "before\n").unwrap();
+    world.server.ok(&["chmod", "604", "/etc/legal"]).unwrap();
+    world.server.ok(&["chown", "1:2", "/etc/legal"]).unwrap();
+    world.server.write("/etc/motd", "hello\n").unwrap();
+    world
+}
+
+/// States that UFW may be in before.
+const BEFORE: [(&str, &[&[&str]]); 5] = [
+    ("never used", &[]),
+    (
+        "on",
+        &[
+            &["ufw", "allow", "22/tcp"],
+            &["ufw", "allow", "8080/tcp"],
+            &["ufw", "--force", "enable"],
+        ],
+    ),
+    (
+        "on, then off: empty chains linger",
+        &[
+            &["ufw", "allow", "22/tcp"],
+            &["ufw", "--force", "enable"],
+            &["ufw", "disable"],
+        ],
+    ),
+    (
+        "off, and somebody flushed INPUT: enabling it alone would lock out",
+        &[
+            &["ufw", "allow", "22/tcp"],
+            &["ufw", "--force", "enable"],
+            &["ufw", "disable"],
+            &["iptables", "-F", "INPUT"],
+        ],
+    ),
+    (
+        "off, with rules of somebody else",
+        &[
+            &["iptables", "-N", "mine"],
+            &[
+                "iptables", "-A", "INPUT", "-p", "tcp", "--dport", "25", "-j", "mine",
+            ],
+            &["iptables", "-A", "mine", "-j", "DROP"],
+            &["nft", "add", "table", "inet", "theirs"],
+        ],
+    ),
+];
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn unconfirmed_is_rolled_back_on_time() {
+    for (name, setup) in BEFORE {
+        let world = prepared("unconfirmed");
+        for command in setup {
+            world.server.ok(command).unwrap();
+        }
+        let before = world.server.state();
+        let _sshd = world.server.sshd().unwrap();
+        let before = if before == world.server.state() {
+            before
+        } else {
+            world.server.state()
+        };
+        let window = Duration::from_millis(3000);
+        let said = world.server.apply(&guide(), window, "");
+        assert!(said.contains("AwaitingConfirm"), "{name}: {said}");
+        let applied = Instant::now();
+        assert_ne!(world.server.state(), before, "{name}");
+        // The way in is open, the closed port is closed.
+        assert!(
+            world.operator.connect(address::SERVER, 22, SOON).unwrap(),
+            "{name}"
+        );
+        let end = applied + window + Duration::from_secs(1);
+        while !world
+            .server
+            .transact(&["history", STATE])
+            .contains("RolledBack")
+        {
+            assert!(Instant::now() < end, "{name}: not rolled back in time");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        transact::same(&world.server.state(), &before, name);
+        assert!(
+            world.operator.connect(address::SERVER, 22, SOON).unwrap(),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn confirmed_stays_and_can_be_rolled_back_later() {
+    let world = prepared("confirmed");
+    let before = world.server.state();
+    let said = world.server.apply(&guide(), Duration::from_secs(3), "");
+    assert!(said.contains("AwaitingConfirm"), "{said}");
+    let said = world.server.transact(&["confirm", STATE]);
+    assert!(said.contains("somebody who has a console"), "{said}");
+    let after = world.server.state();
+    std::thread::sleep(Duration::from_secs(4));
+    transact::same(
+        &world.server.state(),
+        &after,
+        "confirmed, and the deadline passed",
+    );
+    // Applying the same again: the second is a transaction of its own that changes nothing.
+    world
+        .server
+        .write("/etc/legal", "by somebody else\n")
+        .unwrap();
+    let said = world.server.transact(&["rollback", STATE, "keep"]);
+    assert!(
+        said.contains("changed since transaction 1: /etc/legal"),
+        "{said}"
+    );
+    world.server.write("/etc/legal", "changed\n").unwrap();
+    let said = world.server.transact(&["rollback", STATE, "keep"]);
+    assert!(!said.contains("error"), "{said}");
+    transact::same(
+        &world.server.state(),
+        &before,
+        "rolled back after the confirmation",
+    );
+    let said = world.server.transact(&["rollback", STATE, "keep"]);
+    assert!(said.contains("nothing to roll back"), "{said}");
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn a_second_apply_is_told_of_the_first() {
+    let world = prepared("second");
+    world.server.apply(&guide(), Duration::from_secs(30), "");
+    let said = world.server.apply(&guide(), Duration::from_secs(30), "");
+    assert!(said.contains("transaction 1 still waits"), "{said}");
+    let said = world.server.transact(&["rollback", STATE, "keep"]);
+    assert!(said.contains("(TransactionId(1)"), "{said}");
+    // A lock that is held names its holder.
+    let plan = world.server.put(&guide());
+    let holder = world
+        .server
+        .spawn(&["flock", &format!("{STATE}/lock"), "sleep", "30"])
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let said = world.server.transact(&["apply", &plan, STATE, "3000"]);
+    assert!(said.contains("is changing this machine"), "{said}");
+    drop(holder);
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn killed_anywhere_is_recovered() {
+    let world = prepared("killed");
+    world.server.ok(&["ufw", "allow", "22/tcp"]).unwrap();
+    let before = world.server.state();
+    let said = world
+        .server
+        .apply(&guide(), Duration::from_secs(60), "count");
+    let places = transact::places(&said);
+    assert!(places > 40, "{said}");
+    world.server.transact(&["rollback", STATE, "keep"]);
+    transact::same(&world.server.state(), &before, "rolled back");
+    for place in 1..=places {
+        let name = format!("killed at place {place} of {places}");
+        world
+            .server
+            .apply(&guide(), Duration::from_secs(60), &format!("kill:{place}"));
+        // The watchdog notices that the process is gone; recovery itself is killed twice first.
+        for fault in ["kill:3", "kill:7"] {
+            world.server.transact(&["recover", STATE, fault]);
+        }
+        // Killed behind the last change the transaction waits, as it should.
+        if world
+            .server
+            .transact(&["history", STATE])
+            .contains("Waiting")
+        {
+            world.server.transact(&["rollback", STATE, "keep"]);
+        }
+        world.server.transact(&["recover", STATE]);
+        transact::same(&world.server.state(), &before, &name);
+    }
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn a_killed_apply_is_undone_without_help() {
+    let world = prepared("alone");
+    let before = world.server.state();
+    let places = {
+        let said = world
+            .server
+            .apply(&guide(), Duration::from_secs(60), "count");
+        world.server.transact(&["rollback", STATE, "keep"]);
+        transact::places(&said)
+    };
+    for place in [places / 3, places / 2, places - 4] {
+        world
+            .server
+            .apply(&guide(), Duration::from_secs(60), &format!("kill:{place}"));
+        let end = Instant::now() + Duration::from_secs(4);
+        while !world
+            .server
+            .transact(&["history", STATE])
+            .lines()
+            .all(|line| line.contains("RolledBack"))
+        {
+            assert!(Instant::now() < end, "place {place}: not undone");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        transact::same(&world.server.state(), &before, &format!("place {place}"));
+    }
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn an_error_anywhere_is_rolled_back() {
+    let world = prepared("errors");
+    let before = world.server.state();
+    let said = world
+        .server
+        .apply(&guide(), Duration::from_secs(60), "count");
+    let places = transact::places(&said);
+    world.server.transact(&["rollback", STATE, "keep"]);
+    for place in (1..=places).step_by(3) {
+        for kind in ["fail", "full"] {
+            let said = world.server.apply(
+                &guide(),
+                Duration::from_secs(60),
+                &format!("{kind}:{place}"),
+            );
+            // One error in the rollback itself leaves it to be tried again.
+            world.server.transact(&["recover", STATE]);
+            if said.contains("AwaitingConfirm") {
+                world.server.transact(&["rollback", STATE, "keep"]);
+            }
+            transact::same(
+                &world.server.state(),
+                &before,
+                &format!("{kind} at place {place}: {said}"),
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn what_docker_did_meanwhile_stays() {
+    let world = prepared("docker");
+    world.server.apply(&guide(), Duration::from_secs(60), "");
+    let docker = world.server.dockerd().unwrap();
+    docker.import_web_image("web:1", "model").unwrap();
+    docker.run("web", &["-p", "8090:80"], "web:1").unwrap();
+    let docker_rules = |text: &str| -> Vec<String> {
+        text.lines()
+            .filter(|line| line.contains("DOCKER") || line.contains("MASQUERADE"))
+            .map(str::to_owned)
+            .collect()
+    };
+    let there = docker_rules(&world.server.rules());
+    assert!(there.len() > 5, "{there:?}");
+    world.server.transact(&["rollback", STATE, "keep"]);
+    let rules = world.server.rules();
+    assert_eq!(docker_rules(&rules), there);
+    assert!(!rules.contains("ufw"), "{rules}");
+    assert!(!rules.contains("portcullis"), "{rules}");
+    assert!(world.stranger.connect(address::SERVER, 8090, SOON).unwrap());
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn only_a_new_connection_confirms() {
+    let world = prepared("confirming");
+    let sshd = world.server.sshd().unwrap();
+    let plan = world.server.put(&guide());
+    let exe = transact::exe();
+    let both = format!("{exe} apply {plan} {STATE} 30000; {exe} confirm-here {STATE}");
+    let output = world
+        .operator
+        .ssh(
+            address::SERVER,
+            &sshd.key,
+            &["sh", "-c", &format!("'{both}'")],
+        )
+        .unwrap();
+    assert!(output.stdout.contains("AwaitingConfirm"), "{output:?}");
+    assert!(
+        output.stdout.contains("was open before the changes"),
+        "{output:?}"
+    );
+    let output = world
+        .operator
+        .ssh(address::SERVER, &sshd.key, &[&exe, "confirm-here", STATE])
+        .unwrap();
+    assert!(
+        output
+            .stdout
+            .contains("a new SSH connection from 192.0.2.7"),
+        "{output:?}"
+    );
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn a_plan_that_locks_out_whoever_is_connected_is_refused() {
+    let world = prepared("lockout");
+    let sshd = world.server.sshd().unwrap();
+    let exe = transact::exe();
+    let before = world.server.state();
+    let check = |changes: Vec<serde_json::Value>, words: &str| {
+        let plan = world.server.put(&Plan::new(changes));
+        let output = world
+            .operator
+            .ssh(
+                address::SERVER,
+                &sshd.key,
+                &[&exe, "apply", &plan, STATE, "30000"],
+            )
+            .unwrap();
+        assert!(output.stdout.contains(words), "{output:?}");
+        transact::same(&world.server.state(), &before, words);
+    };
+    check(
+        vec![enable()],
+        "would lock out whoever is connected: 192.0.2.7",
+    );
+    check(
+        vec![allow("allow", 2222), enable()],
+        "no rule would let it in",
+    );
+    // What the plan's words do not show, the rules show once they are in the kernel.
+    let trap = guard("tcp dport 22 ip saddr 192.0.2.7 drop");
+    check(
+        vec![allow("allow", 22), trap, enable()],
+        "everything was rolled back",
+    );
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn a_stale_plan_is_refused() {
+    let world = prepared("stale");
+    let hash = world.server.transact(&["facts"]);
+    world.server.ok(&["ufw", "allow", "1234/tcp"]).unwrap();
+    let mut plan = guide();
+    plan.made_from(hash.trim());
+    let before = world.server.state();
+    let said = world.server.apply(&plan, Duration::from_secs(3), "");
+    assert!(
+        said.contains("has changed since the plan was made"),
+        "{said}"
+    );
+    transact::same(&world.server.state(), &before, "stale");
+    plan.made_from(world.server.transact(&["facts"]).trim());
+    let said = world.server.apply(&plan, Duration::from_secs(3), "");
+    assert!(said.contains("AwaitingConfirm"), "{said}");
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn a_change_that_fails_undoes_those_before_it() {
+    let world = prepared("failing");
+    let before = world.server.state();
+    let check = |plan: Plan, words: &str| {
+        let said = world.server.apply(&plan, Duration::from_secs(3), "");
+        assert!(said.contains(words), "{said}");
+        transact::same(&world.server.state(), &before, words);
+    };
+    // Found by the dry run.
+    let bad = vec![allow("allow", 22), guard("tcp dport nonsense drop")];
+    check(Plan::new(bad), "nothing was changed");
+    // Found only when made: a file where a folder has to be.
+    let bad = vec![
+        allow("allow", 22),
+        enable(),
+        write("/etc/hostname/x", "no\n", 0o644),
+    ];
+    check(Plan::new(bad), "everything was rolled back");
+}
