@@ -36,7 +36,7 @@ fn action_text() -> String {
 # containers publish and for connections that are open already, and no firewall reload loses them.
 
 [Definition]
-actionstart = <nft> list set inet {TABLE} <set> >/dev/null 2>&1 || <nft> -f {GUARD_FILE}
+actionstart = <nft> list chain inet {TABLE} prerouting 2>/dev/null | grep -q '@<set> ' || <nft> -f {GUARD_FILE}
 actionstop =
 actioncheck = <nft> list chain inet {TABLE} prerouting | grep -q '@<set> '
 actionban = <nft> 'add element inet {TABLE} <set> {{ <ip> }}; delete element inet {TABLE} <set> {{ <ip> }}; add element inet {TABLE} <set> {{ <ip> timeout <bantime>s }}'

@@ -433,7 +433,7 @@ fn leftovers(
                         opens.join(", ")
                     )
                 };
-                draft.note(text, Some(format!("ufw delete {}", rule.number)));
+                draft.note(text, Some(delete_command(rule)));
             }
         }
     }
@@ -585,6 +585,48 @@ fn copies(host: &Host, words: &[&str], ipv6: bool) -> usize {
             text.contains(&needle) && (text.contains("-j DROP") || text.contains("-j REJECT"))
         })
         .count()
+}
+
+/// By its words, because the plan's own changes move the numbers.
+fn delete_command(rule: &UfwRule) -> String {
+    let net = |n: Option<IpNet>| {
+        n.filter(|n| n.prefix_len() > 0)
+            .map_or("any".to_owned(), net_text)
+    };
+    let simple = rule.interface_in.is_none()
+        && rule.interface_out.is_none()
+        && rule.from.is_none()
+        && rule.to.is_none()
+        && any(&rule.from_port)
+        && !rule.route;
+    if simple && !(any(&rule.port) && rule.application.is_none()) {
+        return format!("ufw delete {}", shown(rule));
+    }
+    let mut out = String::from("ufw ");
+    if rule.route {
+        out.push_str("route ");
+    }
+    out.push_str(&format!("delete {}", rule.action));
+    if let Some(interface) = &rule.interface_in {
+        out.push_str(&format!(" in on {interface}"));
+    }
+    if let Some(interface) = &rule.interface_out {
+        out.push_str(&format!(" out on {interface}"));
+    }
+    out.push_str(&format!(" from {}", net(rule.from)));
+    if !any(&rule.from_port) {
+        out.push_str(&format!(" port {}", rule.from_port));
+    }
+    out.push_str(&format!(" to {}", net(rule.to)));
+    match &rule.application {
+        Some(application) => out.push_str(&format!(" app {application}")),
+        None if any(&rule.port) => {}
+        None => out.push_str(&format!(" port {}", rule.port)),
+    }
+    if rule.application.is_none() && !matches!(rule.proto.as_str(), "any" | "") {
+        out.push_str(&format!(" proto {}", rule.proto));
+    }
+    clean(&out)
 }
 
 /// A rule of the user in short, made safe to print.
