@@ -8,18 +8,24 @@
 //! `unseen` line for a part of one.
 mod cgroup;
 mod error;
+mod filter;
+mod ipset;
+mod legacy;
 mod net;
-#[allow(dead_code)] // the packet-filter readers need the rest
 mod netlink;
 mod netns;
+mod nft;
 mod path;
 mod process;
 mod sockets;
+mod xt;
 
 pub use cgroup::{ContainerRef, Runtime, Unit, container_of_cgroup, unit_of_cgroup};
 pub use error::Error;
+pub use filter::{Filter, filter, ruleset};
 pub use net::net;
 pub use netns::{in_netns_of, net_in, sockets_in};
+pub use nft::Stats;
 pub use path::{LinkLayer, Path, link_layer, neighbour, path_to};
 pub use process::{Process, Processes, process, processes};
 pub use sockets::{Connection, Socket, connections, sockets};

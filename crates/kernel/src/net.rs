@@ -110,6 +110,13 @@ fn links(nl: &mut Netlink) -> Result<Vec<Interface>, Error> {
     Ok(out)
 }
 
+/// Names of links by index.
+pub(crate) fn link_names() -> Result<HashMap<u32, String>, Error> {
+    let mut nl = Netlink::open(SockProtocol::NetlinkRoute, "links")?;
+    let found = links(&mut nl)?;
+    Ok(found.into_iter().map(|i| (i.index, i.name)).collect())
+}
+
 /// Three-valued or.
 fn either(a: Option<bool>, b: Option<bool>) -> Option<bool> {
     match (a, b) {

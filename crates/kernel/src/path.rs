@@ -56,7 +56,20 @@ pub fn path_to(dst: IpAddr) -> Result<Path, Error> {
     let mut nl = Netlink::open(SockProtocol::NetlinkRoute, &what)?;
     let (family, bytes) = octets(dst);
     // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags.
-    let mut request = vec![family, (bytes.len() * 8) as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut request = vec![
+        family,
+        (bytes.len() * 8) as u8,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
     put(&mut request, RTA_DST, &bytes);
     let path = nl.get(&what, RTM_GETROUTE, &request, |message| {
         let kind = *message.body.get(7)?;
