@@ -57,7 +57,7 @@ struct Side<'a, T> {
 }
 
 /// Rules looked at for one question before the engine gives up on exactness.
-const BUDGET: u64 = 200_000_000;
+const BUDGET: u64 = 50_000_000;
 /// Different source ports tried for one question; behind it the port counts as unknown.
 const MAX_PORTS: usize = 24;
 

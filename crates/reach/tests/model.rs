@@ -354,7 +354,7 @@ fn query() -> HookQuery {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn sets_agree_with_one_packet_at_a_time(mut first in a_table(), mut second in a_table()) {

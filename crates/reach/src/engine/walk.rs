@@ -4,7 +4,7 @@
 //! "may pass" and "may be dropped" are both exact over-approximations: who is in one of them only is decided.
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use super::Engine;
@@ -110,8 +110,9 @@ pub(super) struct Frame {
 
 /// What one run through a chain has left over.
 pub(super) struct Local<T> {
-    /// Flows whose packet changed on the way, to go on at (rule, statement).
-    todo: Vec<(Flow<T>, usize, usize)>,
+    /// Flows whose packet changed on the way, to go on at (rule, statement). Taken in that order, so that flows
+    /// that have become equal are one before they go on: without it undecided marks would double them each time.
+    todo: BTreeMap<(usize, usize), Vec<Flow<T>>>,
     /// Clients that returned early.
     returned: Ivs<T>,
     /// Changed flows that have left the chain.
@@ -227,15 +228,17 @@ impl<'a, T: Unit> Walk<'a, T> {
         scope: Option<Rc<[(T, T)]>>,
     ) -> Vec<Flow<T>> {
         let mut local = Local {
-            todo: vec![],
+            todo: BTreeMap::new(),
             returned: vec![],
             through: vec![],
         };
         self.run(frame, flow, scope, (0, 0), &mut local);
-        while let Some((mut fork, rule, statement)) = local.todo.pop() {
-            self.run(frame, &mut fork, None, (rule, statement), &mut local);
-            if !fork.set.is_empty() {
-                local.through.push(fork);
+        while let Some((start, flows)) = local.todo.pop_first() {
+            for mut fork in merge(flows) {
+                self.run(frame, &mut fork, None, start, &mut local);
+                if !fork.set.is_empty() {
+                    local.through.push(fork);
+                }
             }
         }
         merge(local.through)
@@ -513,15 +516,13 @@ impl<'a, T: Unit> Walk<'a, T> {
                     hold_back(flow, local, set);
                 }
             }
-            RuleVerdict::Jump { chain } => self.jump(frame, flow, part, at, chain, None, local),
-            RuleVerdict::Goto { chain } => {
-                self.jump(frame, flow, part, at, chain, Some(scope), local)
-            }
+            RuleVerdict::Jump { chain } => self.jump(frame, flow, part, at, chain, false, local),
+            RuleVerdict::Goto { chain } => self.jump(frame, flow, part, at, chain, true, local),
         }
         Go::Next
     }
 
-    /// `goto` holds the scope of the calling chain when the caller is left for good.
+    /// `goto`: the calling chain is left for good.
     #[allow(clippy::too_many_arguments)]
     fn jump(
         &mut self,
@@ -530,7 +531,7 @@ impl<'a, T: Unit> Walk<'a, T> {
         part: &Part<'_, T>,
         at: &At<'_>,
         chain: &str,
-        goto: Option<&Option<Rc<[(T, T)]>>>,
+        goto: bool,
         local: &mut Local<T>,
     ) {
         if part.as_ref().is_some_and(|p| flow.set.is_disjoint(p)) {
@@ -557,34 +558,54 @@ impl<'a, T: Unit> Walk<'a, T> {
             policy: None,
             nat: frame.nat,
         };
-        let mut copy;
-        let (walked, forks) = if at.sure {
-            let forks = self.call(&inner, flow, part.as_deref().map(Rc::from));
-            (None, forks)
+        let mut forks = if at.sure {
+            self.call(&inner, flow, part.as_deref().map(Rc::from))
         } else {
-            copy = Flow::new(flow.packet.clone(), self.grab(flow, part, false), flow.node);
-            let forks = self.call(&inner, &mut copy, None);
-            (Some(copy), forks)
+            let mut copy = Flow::new(flow.packet.clone(), self.grab(flow, part, false), flow.node);
+            let mut forks = self.call(&inner, &mut copy, None);
+            // A copy that comes back as it went adds nothing to the flow that never left; a changed one does, and
+            // one that leaves the caller for good.
+            if !copy.set.is_empty() && (goto || copy.packet != flow.packet) {
+                forks.push(copy);
+            }
+            forks
         };
-        if goto.is_none() {
-            local
-                .todo
-                .extend(forks.into_iter().map(|fork| (fork, at.rule + 1, 0)));
+        if !goto {
+            if !forks.is_empty() {
+                local
+                    .todo
+                    .entry((at.rule + 1, 0))
+                    .or_default()
+                    .extend(forks);
+            }
             return;
         }
-        let left = match walked {
-            Some(copy) => copy.set.into_intervals(),
-            None => self.grab(flow, part, true),
-        };
-        if frame.policy.is_some() {
-            self.policy(frame, &flow.packet, inner.node, flow.node, left);
-            for fork in forks {
-                let (packet, path) = (fork.packet, fork.node);
-                self.policy(frame, &packet, inner.node, path, fork.set.into_intervals());
+        if at.sure {
+            let left = self.grab(flow, part, true);
+            if frame.policy.is_some() {
+                self.policy(frame, &flow.packet.clone(), inner.node, flow.node, left);
+            } else {
+                hold_back(flow, local, left);
             }
-        } else {
-            hold_back(flow, local, left);
-            local.through.extend(forks);
+        }
+        if frame.policy.is_none() {
+            for fork in forks {
+                if fork.packet == flow.packet {
+                    hold_back(flow, local, fork.set.into_intervals());
+                } else {
+                    local.through.push(fork);
+                }
+            }
+            return;
+        }
+        for fork in forks.drain(..) {
+            self.policy(
+                frame,
+                &fork.packet,
+                inner.node,
+                fork.node,
+                fork.set.into_intervals(),
+            );
         }
     }
 
@@ -722,7 +743,11 @@ impl<'a, T: Unit> Walk<'a, T> {
             return true;
         }
         let fork = Flow::new(Rc::new(new), set, flow.node);
-        local.todo.push((fork, at.rule, at.statement));
+        local
+            .todo
+            .entry((at.rule, at.statement))
+            .or_default()
+            .push(fork);
         false
     }
 
@@ -769,7 +794,11 @@ impl<'a, T: Unit> Walk<'a, T> {
             let taken = self.grab(flow, &narrowed, here.sure);
             if !taken.is_empty() {
                 let fork = Flow::new(Rc::new(new), taken, flow.node);
-                local.todo.push((fork, at.rule, at.statement));
+                local
+                    .todo
+                    .entry((at.rule, at.statement))
+                    .or_default()
+                    .push(fork);
             }
         }
         // Clients without an element: the rule is over for them.
