@@ -298,7 +298,7 @@ fn what_docker_did_meanwhile_stays() {
     let rules = world.server.rules();
     assert_eq!(docker_rules(&rules), there);
     assert!(!rules.contains("ufw"), "{rules}");
-    assert!(!rules.contains("portcullis"), "{rules}");
+    assert!(!rules.contains("banned4"), "{rules}");
     assert!(world.stranger.connect(address::SERVER, 8090, SOON).unwrap());
 }
 
