@@ -4,14 +4,37 @@ use super::{Candidate, blind, may_miss_endpoints};
 use crate::finding::{Exposure, Origin};
 use crate::host::Host;
 use crate::zones::{self, Place, canonical};
-use reach::{AddrSet, Answer, Delivery, Interface, Piece, Query, Verdict, Witness, World};
+use reach::ir::{NatKind, Statement};
+use reach::{AddrSet, Answer, Delivery, Engine, Interface, Piece, Query, Verdict, Witness, World};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
+/// Asks the engine about one host; its rules are prepared once.
+pub(super) struct Asker<'a> {
+    host: &'a Host,
+    places: Vec<Place>,
+    /// `None` when the facts do not carry an answer.
+    engine: Option<Engine<'a>>,
+}
+
+impl<'a> Asker<'a> {
+    pub(super) fn new(host: &'a Host) -> Self {
+        let world = World {
+            rules: &host.rules,
+            net: &host.net,
+        };
+        Asker {
+            host,
+            places: zones::places(host),
+            engine: (!blind(host)).then(|| Engine::new(world)),
+        }
+    }
+}
+
 /// Every zone's and family's way to a candidate.
-pub(super) fn exposure(host: &Host, candidate: &Candidate) -> Vec<Exposure> {
+pub(super) fn exposure(asker: &Asker<'_>, candidate: &Candidate) -> Vec<Exposure> {
     let mut groups: BTreeMap<(usize, u8), Vec<Exposure>> = BTreeMap::new();
-    let places = zones::places(host);
+    let (host, places) = (asker.host, &asker.places);
     for (order, place) in places.iter().enumerate() {
         if candidate.endpoint.origin == Origin::ContainerAddress && place.zone == "containers" {
             // Containers of a network are there to talk to each other.
@@ -27,7 +50,7 @@ pub(super) fn exposure(host: &Host, candidate: &Candidate) -> Vec<Exposure> {
             if sources.is_empty() {
                 continue;
             }
-            let answer = ask(host, candidate, place, to, sources);
+            let answer = ask(asker, candidate, place, to, sources);
             groups
                 .entry((first.unwrap_or(order), family))
                 .or_default()
@@ -155,13 +178,19 @@ fn link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())
 }
 
-fn ask(host: &Host, candidate: &Candidate, place: &Place, to: IpAddr, sources: AddrSet) -> Answer {
-    if blind(host) || place.interface.is_empty() {
+fn ask(
+    asker: &Asker<'_>,
+    candidate: &Candidate,
+    place: &Place,
+    to: IpAddr,
+    sources: AddrSet,
+) -> Answer {
+    let (Some(engine), false) = (&asker.engine, place.interface.is_empty()) else {
         return undecided(
             sources,
             "the packet filter, links or routes could not be read",
         );
-    }
+    };
     if candidate.beside_host {
         return undecided(
             sources,
@@ -177,11 +206,7 @@ fn ask(host: &Host, candidate: &Candidate, place: &Place, to: IpAddr, sources: A
         sport: None,
         sources,
     };
-    let world = World {
-        rules: &host.rules,
-        net: &host.net,
-    };
-    nobody_listens(host, reach::reach(world, &query), id.proto)
+    nobody_listens(asker.host, engine.reach(&query), &query)
 }
 
 fn undecided(sources: AddrSet, why: &str) -> Answer {
@@ -205,13 +230,18 @@ fn undecided(sources: AddrSet, why: &str) -> Answer {
 
 /// The engine answers for the packet filter; a packet that gets through to a port of this host
 /// where nothing listens opens no connection.
-fn nobody_listens(host: &Host, mut answer: Answer, proto: reach::Proto) -> Answer {
+fn nobody_listens(host: &Host, mut answer: Answer, query: &Query) -> Answer {
+    // Where no rule decides, the engine may name no end. It is the one that was asked for if this host
+    // has the address and nothing translates.
+    let plain = (query.dst.is_loopback() || is_own(host, query.dst)) && !translates(host);
     for piece in &mut answer.pieces {
-        let Some(Delivery::Local { address, port }) = &piece.delivered else {
-            continue;
+        let (address, port) = match &piece.delivered {
+            Some(Delivery::Local { address, port }) => (*address, *port),
+            None if plain => (query.dst, query.dport),
+            _ => continue,
         };
         if !matches!(piece.verdict, Verdict::Accept | Verdict::Conditional)
-            || listens(host, proto, *address, *port)
+            || listens(host, query.proto, address, port)
         {
             continue;
         }
@@ -230,6 +260,24 @@ fn nobody_listens(host: &Host, mut answer: Answer, proto: reach::Proto) -> Answe
         }
     }
     answer
+}
+
+/// True when some rule may send a packet to another address or port than the one it asks for.
+fn translates(host: &Host) -> bool {
+    host.rules.rules().any(|(_, rule)| {
+        rule.statements.iter().any(|s| match s {
+            Statement::Nat(nat) => matches!(nat.kind, NatKind::Dnat | NatKind::Redirect),
+            Statement::Tproxy { .. } | Statement::Unknown { .. } => true,
+            _ => false,
+        })
+    })
+}
+
+fn is_own(host: &Host, address: IpAddr) -> bool {
+    host.net
+        .interfaces
+        .iter()
+        .any(|i| i.addresses.iter().any(|a| a.net.addr() == address))
 }
 
 fn listens(host: &Host, proto: reach::Proto, address: IpAddr, port: u16) -> bool {

@@ -7,7 +7,7 @@ use crate::host::{Container, Host, Socket};
 use crate::zones::canonical;
 use reach::Proto;
 use reach::ir::{Key, Match, NatKind, Rule, Statement, Values};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// Programs that hold a published port for a container.
@@ -169,15 +169,20 @@ fn merge(socket: &Socket, address: IpAddr, v4: bool, v6: bool, found: &mut [Cand
 
 /// Ports that somebody's DNAT or REDIRECT rule hands on and nothing above covers.
 fn dnat(host: &Host, found: &mut Vec<Candidate>) {
-    let mut ports: BTreeSet<(Proto, u16)> = BTreeSet::new();
-    for (_, rule) in host.rules.rules() {
-        ports.extend(dnat_ports(rule));
+    let mut ports: BTreeMap<(Proto, u16), (bool, bool)> = BTreeMap::new();
+    for (at, rule) in host.rules.rules() {
+        for key in dnat_ports(rule) {
+            let families = ports.entry(key).or_default();
+            families.0 |= at.family != "ip6";
+            families.1 |= at.family != "ip";
+        }
     }
-    for (proto, port) in ports {
+    for ((proto, port), (v4, v6)) in ports {
         let covered = found.iter().any(|c| {
             (c.endpoint.id.proto, c.endpoint.id.port) == (proto, port)
                 && c.wildcard()
-                && c.v4
+                && (c.v4 || !v4)
+                && (c.v6 || !v6)
                 && c.device.is_none()
         });
         if covered {
@@ -187,7 +192,7 @@ fn dnat(host: &Host, found: &mut Vec<Candidate>) {
             endpoint: Endpoint {
                 id: EndpointId {
                     proto,
-                    address: wildcard(true),
+                    address: wildcard(v6),
                     port,
                 },
                 origin: Origin::Dnat,
@@ -200,8 +205,8 @@ fn dnat(host: &Host, found: &mut Vec<Candidate>) {
                 }),
                 exposure: Vec::new(),
             },
-            v4: true,
-            v6: true,
+            v4,
+            v6,
             device: None,
             beside_host: false,
         });

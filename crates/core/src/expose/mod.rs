@@ -13,10 +13,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// All endpoints with their exposure, sorted by port, protocol and address.
 pub fn endpoints(host: &Host) -> Vec<Endpoint> {
+    let asker = ask::Asker::new(host);
     let mut endpoints: Vec<Endpoint> = find::candidates(host)
         .into_iter()
         .filter_map(|candidate| {
-            let exposure = ask::exposure(host, &candidate);
+            let exposure = ask::exposure(&asker, &candidate);
             let open = exposure
                 .iter()
                 .any(|e| !e.admitted.is_empty() || !e.conditional.is_empty());
