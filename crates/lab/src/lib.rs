@@ -11,6 +11,9 @@
 //! [`end_on_signals`] does so at once on Ctrl-C).
 //! Every wait has a bound. Root is needed.
 //!
+//! Environment variables: [`DIR_VARIABLE`] moves the folder of running labs, [`CACHE_VARIABLE`] the cache of Debian
+//! images, [`MIRROR_VARIABLE`] names the mirror that images are built from.
+//!
 //! ```no_run
 //! use std::time::Duration;
 //! use lab::{World, address};
@@ -30,6 +33,7 @@ mod cell;
 mod docker;
 mod ending;
 mod error;
+mod furnish;
 mod host;
 mod image;
 mod machine;
@@ -45,6 +49,7 @@ pub use error::{Error, Result, need_root};
 pub use host::Host;
 pub use image::{CACHE_VARIABLE, Image, Release};
 pub use machine::{Machine, MachineOptions};
+pub use mirror::MIRROR_VARIABLE;
 pub use net::{Around, End, NetLab, World, address};
 pub use process::{DEFAULT_TIMEOUT, Knock, Output, Process, Program};
 pub use room::{DIR_VARIABLE, base, existing, reap};

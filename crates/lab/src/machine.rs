@@ -1,27 +1,37 @@
 //! A whole Debian with systemd as its first process, in the same world as a namespace host.
 
 use std::fs;
-use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::CloneFlags;
 
-use crate::cell::{self, Cell, Namespaces, everything};
+use crate::cell::{Cell, Namespaces, everything};
 use crate::error::{Context, Error, Result};
-use crate::host::{tmpfs, write_file};
+use crate::furnish::tmpfs;
+use crate::host::write_file;
 use crate::image::{Image, Release, stack};
 use crate::net::{Around, NetLab};
 use crate::process::{self, Output, Process, Program, last_lines, ok_here};
-use crate::room::{Room, cgroup_roots};
+use crate::room::Room;
+
+mod nspawn;
+
+use nspawn::Nspawn;
 
 /// How long a machine may take to boot or to shut down.
 const BOOT: Duration = Duration::from_secs(120);
+
+/// The units of the image's stand-ins, and their ports.
+const STAND_INS: [(&str, u16); 3] = [
+    ("ollama.service", 11434),
+    ("ray.service", 8265),
+    ("web.service", 443),
+];
 
 /// What systemd-nspawn ends with when the machine asked for a reboot (systemd-nspawn(1), `--keep-unit`).
 const REBOOT: i32 = 133;
@@ -51,19 +61,9 @@ pub struct Machine {
 struct Running {
     spaces: Namespaces,
     leader: u32,
-    nspawn: Guard,
+    nspawn: Nspawn,
     /// Its end is the end of everything that runs in it.
     _cell: Cell,
-}
-
-/// systemd-nspawn itself.
-#[derive(Debug)]
-struct Guard(Child);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        process::end(&mut self.0);
-    }
 }
 
 /// What a machine is to be.
@@ -191,114 +191,31 @@ impl Machine {
             stack(&self.folders, &changes, &work, &root)
         })?;
         self.around.plug_into(cell.pid())?;
-        let mut nspawn = Guard(self.start_nspawn(&cell, &root)?);
-        let (leader, spaces) = self.find_leader(&mut nspawn)?;
+        let mut nspawn = Nspawn::start(&nspawn::Setup {
+            cell: &cell,
+            root: &root,
+            docker: &self.folder.join("docker"),
+            console: &self.console(),
+            cgroup: self.room.name(),
+        })?;
+        let (leader, spaces) = nspawn.leader(BOOT).map_err(|error| match error {
+            Error::Timeout { what, after, .. } => Error::timeout(what, after, &self.console_end()),
+            other => other,
+        })?;
         self.running = Some(Running {
             spaces,
             leader,
             nspawn,
             _cell: cell,
         });
-        let ready = self
-            .wait_ready()
-            .and_then(|()| self.around.wait_for_paths());
-        if ready.is_err() {
+        if let Err(error) = self.wait_ready().and_then(|()| self.wait_for_stand_ins()) {
             self.running = None;
+            return Err(error);
         }
-        ready
-    }
-
-    fn start_nspawn(&self, cell: &Cell, root: &Path) -> Result<Child> {
-        let cgroups = self.cgroups()?;
-        let log_path = self.console();
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(&log_path)
-            .at("open", &log_path)?;
-        let copy = log.try_clone().context(|| "cannot share a file".into())?;
-        let docker = format!(
-            "--bind={}:/var/lib/docker",
-            self.folder.join("docker").display()
-        );
-        cell.spaces().within(everything(), || {
-            let mut command = cell::clean("/usr/bin/systemd-nspawn");
-            command
-                // What Docker needs; without it a machine is closer to real hardware, too.
-                .env("SYSTEMD_SECCOMP", "0")
-                .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
-                .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "1")
-                .arg("--quiet")
-                .arg("--boot")
-                .arg("--directory")
-                .arg(root)
-                .args(["--machine=server", "--hostname=server"])
-                // No machine manager is asked, and a reboot is ours to do: the network must be a new one.
-                .args(["--register=no", "--keep-unit"])
-                .args(["--capability=all", "--property=DevicePolicy=auto"])
-                .args(["--resolv-conf=off", "--timezone=off", "--link-journal=no"])
-                // The cell's own network; the holder is its process 1.
-                .arg("--network-namespace-path=/proc/1/ns/net")
-                .arg("--console=pipe")
-                .arg(docker)
-                .current_dir("/")
-                .stdin(Stdio::null())
-                .stdout(log)
-                .stderr(copy)
-                .process_group(0);
-            // SAFETY: between fork and exec the closure does nothing but write(2) on descriptors opened before, which
-            // is safe after a fork of a process with threads (signal-safety(7)).
-            unsafe {
-                command.pre_exec(move || {
-                    for cgroup in &cgroups {
-                        // 0 stands for the process that writes.
-                        nix::unistd::write(cgroup.as_fd(), b"0")?;
-                    }
-                    Ok(())
-                });
-            }
-            command
-                .spawn()
-                .context(|| "cannot run systemd-nspawn".into())
-        })?
-    }
-
-    /// A cgroup of the machine's own in the hierarchies that systemd uses, so that two machines do not share one.
-    fn cgroups(&self) -> Result<Vec<fs::File>> {
-        cgroup_roots()
-            .into_iter()
-            .filter(|root| {
-                root.file_name()
-                    .is_some_and(|name| name == "cgroup" || name == "systemd" || name == "unified")
-            })
-            .map(|root| {
-                let path = root.join(self.room.name());
-                fs::create_dir_all(&path).at("make", &path)?;
-                let procs = path.join("cgroup.procs");
-                fs::File::options()
-                    .write(true)
-                    .open(&procs)
-                    .at("open", &procs)
-            })
-            .collect()
-    }
-
-    /// The machine's first process, as seen from here, once it is systemd.
-    fn find_leader(&self, nspawn: &mut Guard) -> Result<(u32, Namespaces)> {
-        let start = Instant::now();
-        loop {
-            if let Some(pid) = child_that_is_systemd(nspawn.0.id()) {
-                return Ok((pid, Namespaces::of(pid)?));
-            }
-            let ended = nspawn.0.try_wait().ok().flatten().is_some();
-            if ended || start.elapsed() >= BOOT {
-                return Err(Error::timeout(
-                    "the start of systemd in a machine",
-                    BOOT,
-                    &self.console_end(),
-                ));
-            }
-            thread::sleep(Duration::from_millis(20));
+        // What is on the disk now may well be meant to let nobody through.
+        match self.around.wait_for_paths() {
+            Err(Error::Timeout { .. }) => Ok(()),
+            other => other,
         }
     }
 
@@ -328,6 +245,42 @@ impl Machine {
         }
     }
 
+    /// Waits until the stand-ins that start at boot listen: like the real services, they count as started before.
+    fn wait_for_stand_ins(&self) -> Result<()> {
+        const BOUND: Duration = Duration::from_secs(20);
+        let start = Instant::now();
+        for (unit, port) in STAND_INS {
+            let is = |what: &str| {
+                Ok::<_, Error>(self.run(&["systemctl", what, "--quiet", unit])?.success())
+            };
+            if !is("is-enabled")? {
+                continue;
+            }
+            // One that fails is not waited for: a test may have broken it.
+            while is("is-active")? && !self.listens(port)? && start.elapsed() < BOUND {
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether any TCP socket of the machine listens on a port.
+    fn listens(&self, port: u16) -> Result<bool> {
+        // `0A` is TCP_LISTEN; addresses and ports are hexadecimal (proc_net_tcp in the kernel's documentation).
+        let suffix = format!(":{port:04X}");
+        self.in_net(|| {
+            ["tcp", "tcp6"].iter().any(|table| {
+                fs::read_to_string(format!("/proc/thread-self/net/{table}")).is_ok_and(|text| {
+                    text.lines().any(|line| {
+                        let mut fields = line.split_whitespace();
+                        fields.nth(1).is_some_and(|local| local.ends_with(&suffix))
+                            && fields.nth(1) == Some("0A")
+                    })
+                })
+            })
+        })
+    }
+
     /// `systemctl reboot`, and waits until the machine is ready again.
     pub fn reboot(&mut self) -> Result<()> {
         self.shut_down("reboot", Some(REBOOT))?;
@@ -345,7 +298,7 @@ impl Machine {
         let Some(mut running) = self.running.take() else {
             return Err(off());
         };
-        match process::wait(&mut running.nspawn.0, BOOT) {
+        match running.nspawn.wait(BOOT) {
             None => Err(Error::timeout(
                 format!("the end of a machine's {how}"),
                 BOOT,
@@ -459,8 +412,10 @@ impl Machine {
     /// The state that the guide warns of: stand-ins for Ollama on every address (`ollama.service`, port 11434), a Ray
     /// dashboard (`ray.service`, 8265) and a web server (`web.service`, 443), now and at every boot.
     pub fn start_ai_services(&self) -> Result<()> {
-        self.ok(&["systemctl", "enable", "--now", "ollama", "ray", "web"])?;
-        for port in [11434, 8265, 443] {
+        let mut argv = vec!["systemctl", "enable", "--now"];
+        argv.extend(STAND_INS.map(|(unit, _)| unit));
+        self.ok(&argv)?;
+        for (_, port) in STAND_INS {
             self.around.operator.wait_port(
                 crate::net::address::SERVER,
                 port,
@@ -516,26 +471,4 @@ impl std::ops::Deref for Machine {
 
 fn off() -> Error {
     Error::Invalid("the machine is off".into())
-}
-
-/// systemd-nspawn's child that is the first process of a new process-id namespace and runs systemd.
-fn child_that_is_systemd(parent: u32) -> Option<u32> {
-    let entries = fs::read_dir("/proc").ok()?;
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .find(|pid| {
-            let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
-                return false;
-            };
-            let field = |name: &str| {
-                status
-                    .lines()
-                    .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-                    .map_or("", str::trim)
-            };
-            field("PPid").parse() == Ok(parent)
-                && field("NSpid").split_whitespace().next_back() == Some("1")
-                && field("Name") == "systemd"
-        })
 }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// The environment variable that names the mirror instead of apt's sources.
-pub(crate) const MIRROR_VARIABLE: &str = "PORTCULLIS_LAB_MIRROR";
+/// The environment variable that names the mirror of Debian to build images from, instead of this machine's apt
+/// sources.
+pub const MIRROR_VARIABLE: &str = "PORTCULLIS_LAB_MIRROR";
 
 /// The address of a mirror of Debian's main archive.
 pub(crate) fn mirror() -> Result<String> {

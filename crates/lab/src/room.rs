@@ -43,7 +43,7 @@ impl Room {
     pub(crate) fn new(name: &str) -> Result<Self> {
         let base = base();
         make_private(&base)?;
-        check_owner(&base)?;
+        check_owner(&base, DIR_VARIABLE)?;
         let _turn = take_turn(&base)?;
         reap_in(&base);
         let name = format!(
@@ -94,7 +94,7 @@ pub fn reap() -> Result<Vec<String>> {
     if !base.exists() {
         return Ok(Vec::new());
     }
-    check_owner(&base)?;
+    check_owner(&base, DIR_VARIABLE)?;
     let _turn = take_turn(&base)?;
     Ok(reap_in(&base))
 }
@@ -159,7 +159,7 @@ fn open_lock(dir: &Path) -> Result<File> {
         .at("open", &path)
 }
 
-fn make_private(path: &Path) -> Result<()> {
+pub(crate) fn make_private(path: &Path) -> Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -168,13 +168,13 @@ fn make_private(path: &Path) -> Result<()> {
 }
 
 /// The folder may be where everybody can write (/var/tmp): one that somebody else made beforehand is not ours to use.
-fn check_owner(path: &Path) -> Result<()> {
+pub(crate) fn check_owner(path: &Path, variable: &str) -> Result<()> {
     let metadata = path.symlink_metadata().at("look at", path)?;
     if metadata.is_dir() && metadata.uid() == 0 && metadata.mode() & 0o022 == 0 {
         Ok(())
     } else {
         Err(Error::Invalid(format!(
-            "{} is not a folder that only root can write; remove it, or set {DIR_VARIABLE}",
+            "{} is not a folder that only root can write; remove it, or set {variable}",
             path.display()
         )))
     }
