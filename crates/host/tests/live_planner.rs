@@ -160,7 +160,7 @@ fn every_starting_state_of_ufw_settles_in_one_apply() {
             "ufw allow in on eth1 to any port 22 proto tcp",
             "ufw --force enable",
         ],
-        &["ufw --force enable", "nft flush ruleset"],
+        &["ufw allow 22", "ufw --force enable", "nft flush ruleset"],
     ];
     for before in states {
         for options in [calm, prune] {
@@ -181,6 +181,18 @@ fn every_starting_state_of_ufw_settles_in_one_apply() {
             assert_eq!(open, before.contains(&"ufw allow 11434"), "{before:?}");
         }
     }
+    for command in [
+        "ufw --force reset",
+        "ufw --force enable",
+        "nft flush ruleset",
+    ] {
+        let argv: Vec<&str> = command.split(' ').collect();
+        server.ok(&argv).expect("a starting state");
+    }
+    let refusal = make(&facts(server), &builtin, &calm).expect_err("refused");
+    assert!(refusal.hint().contains("ufw disable"), "{refusal}");
+    server.ok(&["ufw", "disable"]).expect("the hint works");
+    settles(server, &[], &builtin, &calm);
     let zones = Policy::parse(
         "test",
         "version = 1\n[incoming]\ndefault = \"reject\"\n[[allow]]\nport = \"ssh\"\nfrom = \"anywhere\"\nrate_limit = true\n\

@@ -65,7 +65,12 @@ pub fn lint(plan: &Plan, host: &Host, ssh_may_shut: bool) -> Vec<Fault> {
                 if closes(op) && !ssh_may_shut && !ssh_is_open(host, &changes[..at]) {
                     fault(at, "SSH is allowed before anything is shut");
                 }
-                if matches!(op, UfwOp::Enable {}) && after(at, &opens) {
+                // Where UFW is active without its chains, its command works only after enable.
+                let flushed = host
+                    .ufw
+                    .as_ref()
+                    .is_some_and(|u| u.enabled && u.loaded != Some(true));
+                if matches!(op, UfwOp::Enable {}) && after(at, &opens) && !flushed {
                     fault(at, "every rule is there before UFW is enabled");
                 }
             }

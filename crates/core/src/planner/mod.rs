@@ -71,6 +71,12 @@ pub enum Refusal {
         /// Commands that put the jumps back.
         commands: Vec<String>,
     },
+    /// UFW is set active, its rules are gone from the kernel, and they do not admit SSH: its command fails
+    /// until it is enabled again, and enabling it first would shut SSH.
+    #[error(
+        "UFW says that it is active, the kernel has none of its rules, and among them is none for SSH"
+    )]
+    UfwFlushed,
     /// A needed package is missing and there is no apt to get it.
     #[error("{packages} not installed, and this is no Debian or Ubuntu where they could be had")]
     NoPackages {
@@ -112,6 +118,9 @@ impl Refusal {
             }
             Refusal::JumpsGone { commands, .. } => {
                 format!("put them back first: {}", commands.join(" ; "))
+            }
+            Refusal::UfwFlushed => {
+                "run `ufw disable` (it filters nothing now anyway), then plan again".into()
             }
             Refusal::NoPackages { .. } => {
                 "install them by the means of this system, then plan again".into()
@@ -330,10 +339,11 @@ fn cut(host: &Host, grants: &[Grant], guard_changed: bool, draft: &mut Draft) {
     if !closes {
         return;
     }
-    let granted = |port: u16| {
+    // The entries of admitted sources are made anew with their next packet.
+    let open_to_all = |port: u16| {
         grants
             .iter()
-            .any(|g| g.proto == Proto::Tcp && g.port == port)
+            .any(|g| g.proto == Proto::Tcp && g.port == port && g.way.anywhere())
     };
     let listening = host
         .sockets
@@ -350,7 +360,7 @@ fn cut(host: &Host, grants: &[Grant], guard_changed: bool, draft: &mut Draft) {
     let ssh = Policy::ssh_ports(host);
     let mut ports: Vec<u16> = listening
         .chain(published)
-        .filter(|port| !granted(*port) && !ssh.contains(port))
+        .filter(|port| !open_to_all(*port) && !ssh.contains(port))
         .collect();
     ports.sort_unstable();
     ports.dedup();

@@ -36,19 +36,39 @@ pub(super) fn plan(
     let ufw = host.ufw.as_ref().unwrap_or(&fresh);
     refuse_lockout(host, ufw)?;
 
+    let flushed = ufw.enabled && ufw.loaded != Some(true);
+    if flushed {
+        // With ENABLED=yes the `ufw` command changes the kernel's chains with every rule, and fails
+        // where there are none: they have to come back first, with the rules that UFW has now.
+        if grants
+            .iter()
+            .any(|g| !g.not_ssh && !admitted_already(ufw, g))
+        {
+            return Err(Refusal::UfwFlushed);
+        }
+        draft.change(
+            "UFW says that it is active, and the kernel has none of its rules",
+            &["ufw-not-loaded"],
+            ufw_action(UfwOp::Enable {}),
+        );
+    }
     // Grants come with SSH first, and everything that opens comes before whatever closes.
+    // What is deleted afterwards must not be what a grant relies on.
+    let mut staying = ufw.clone();
+    staying
+        .rules
+        .retain(|r| deletion(r, grants, options).is_none());
     for grant in grants {
-        admit(ufw, grant, draft);
+        admit(&staying, grant, draft);
     }
     leftovers(host, ufw, policy, grants, options, draft);
     defaults(ufw, policy, draft);
-    if !ufw.enabled || ufw.loaded != Some(true) {
-        let why = if ufw.enabled {
-            "UFW says that it is active, and the kernel has none of its rules"
-        } else {
-            "nothing filters incoming connections"
-        };
-        draft.change(why, &["ufw-inactive"], ufw_action(UfwOp::Enable {}));
+    if !ufw.enabled {
+        draft.change(
+            "nothing filters incoming connections",
+            &["ufw-inactive"],
+            ufw_action(UfwOp::Enable {}),
+        );
     }
     notes(host, ufw, draft);
     Ok(())
@@ -239,6 +259,20 @@ fn need<'a>(ufw: &'a Ufw, grant: &Grant, ipv6: bool) -> Need<'a> {
     Need::Add
 }
 
+/// The rules that UFW has let in what the grant is for, be it with another action than ours.
+fn admitted_already(ufw: &Ufw, grant: &Grant) -> bool {
+    [false, true]
+        .into_iter()
+        .filter(|ipv6| grant.way.sees(*ipv6) && (ufw.ipv6 || !ipv6))
+        .all(|ipv6| {
+            let first = ufw
+                .rules
+                .iter()
+                .find(|r| matches!(overlap(r, grant, ipv6), Overlap::Same | Overlap::Whole));
+            first.is_some_and(|r| !closes(r))
+        })
+}
+
 fn closes(rule: &UfwRule) -> bool {
     matches!(rule.action.as_str(), "deny" | "reject")
 }
@@ -370,17 +404,9 @@ fn leftovers(
         .collect();
     let mut done: Vec<UfwAdd> = Vec::new();
     for rule in &ufw.rules {
-        if rule.direction != "in" || closes(rule) {
+        if !unasked(rule, grants) {
             continue;
         }
-        let asked = grants.iter().any(|g| {
-            matches!(overlap(rule, g, rule.ipv6), Overlap::Same | Overlap::Whole) && within(rule, g)
-        });
-        if asked {
-            continue;
-        }
-        let ours = is_ours(rule);
-        let delete = expressible(rule);
         let opens: Vec<String> = kept_closed
             .iter()
             .filter(|(port, _)| {
@@ -390,10 +416,10 @@ fn leftovers(
             })
             .map(|(port, kind)| format!("{kind} ({port})"))
             .collect();
-        match delete {
-            Some(delete) if ours || options.prune => {
+        match deletion(rule, grants, options) {
+            Some(delete) => {
                 if !done.contains(&delete) {
-                    let why = if ours {
+                    let why = if is_ours(rule) {
                         "the policy does not ask for this rule any more"
                     } else {
                         "the policy does not mention what this rule admits"
@@ -408,7 +434,7 @@ fn leftovers(
                     done.push(delete);
                 }
             }
-            _ => {
+            None => {
                 let twin = ufw
                     .rules
                     .iter()
@@ -437,6 +463,21 @@ fn leftovers(
             }
         }
     }
+}
+
+/// It admits something that no grant asks for in these words.
+fn unasked(rule: &UfwRule, grants: &[Grant]) -> bool {
+    let asked = |g: &Grant| {
+        matches!(overlap(rule, g, rule.ipv6), Overlap::Same | Overlap::Whole) && within(rule, g)
+    };
+    rule.direction == "in" && !closes(rule) && !grants.iter().any(asked)
+}
+
+/// How it is deleted, if this plan deletes it.
+fn deletion(rule: &UfwRule, grants: &[Grant], options: &Options) -> Option<UfwAdd> {
+    (unasked(rule, grants) && (options.prune || is_ours(rule)))
+        .then(|| expressible(rule))
+        .flatten()
 }
 
 /// The rule admits nothing beyond the grant's port and sources: one that is wider stays worth a note.

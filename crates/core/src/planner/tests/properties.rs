@@ -117,8 +117,8 @@ fn user_rules() -> impl Strategy<Value = Vec<UfwRule>> {
 }
 
 fn hosts() -> impl Strategy<Value = Host> {
-    (any::<bool>(), user_rules(), any::<[bool; 6]>()).prop_map(
-        |(native, rules, [ufw, active, f2b, allow, systemd, nft])| {
+    (any::<bool>(), user_rules(), any::<[bool; 7]>()).prop_map(
+        |(native, rules, [ufw, active, f2b, allow, systemd, nft, flushed])| {
             let mut host = if native { debian12() } else { docker() };
             host.systemd = systemd || native;
             if !nft {
@@ -136,7 +136,7 @@ fn hosts() -> impl Strategy<Value = Host> {
             } else if let Some(ufw) = &mut host.ufw {
                 ufw.rules = rules;
                 ufw.enabled = active;
-                ufw.loaded = Some(active);
+                ufw.loaded = Some(active && !flushed);
                 if allow {
                     ufw.default_incoming = "allow".into();
                 }
@@ -170,7 +170,7 @@ fn first<'a>(ufw: &'a Ufw, grant: &Grant, ipv6: bool) -> Option<&'a UfwRule> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig { max_global_rejects: 1_000_000, ..ProptestConfig::with_cases(600) })]
 
     #[test]
     fn plans_are_safe_and_settle(host in hosts(), text in policies(), prune in any::<bool>()) {

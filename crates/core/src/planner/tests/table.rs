@@ -455,6 +455,20 @@ fn ufw_chains_without_a_jump_to_them_are_refused() {
     );
 }
 
+/// `nft flush ruleset` under an active UFW: the `ufw` command fails until its chains are back.
+#[test]
+fn a_flushed_ufw_is_enabled_first_when_its_rules_admit_ssh() {
+    let mut host = with_rules(&[rule(1, "allow", "22", "tcp")]);
+    host.ufw.as_mut().unwrap().loaded = Some(false);
+    check_ufw(
+        &host,
+        &CALM,
+        &["ufw enable", "ufw limit 22/tcp", "ufw allow 443/tcp"],
+    );
+    host.ufw.as_mut().unwrap().rules.clear();
+    refused(&host, &Policy::builtin(), "none for SSH");
+}
+
 #[test]
 fn the_guards_unit_comes_after_what_flushes_and_before_what_forwards() {
     let plan = settled(&debian12(), &Policy::builtin(), &CALM);
