@@ -8,8 +8,10 @@ use std::time::Duration;
 /// Know who can really reach this server, close the rest without locking yourself out, prove it.
 #[derive(Debug, Parser)]
 #[command(name = "portcullis", version, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 clean · 1 findings, drift or a failed verify · 2 usage or \
-unreadable input\n3 changes pending (plan) · 4 rolled back · 5 no sure answer")]
+#[command(
+    after_help = "Exit codes: 0 clean · 1 findings, drift or a failed verify · 2 usage or \
+unreadable input\n3 changes pending (plan) · 4 rolled back · 5 no sure answer"
+)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -27,7 +29,13 @@ pub struct Global {
     #[arg(long, short, global = true)]
     pub quiet: bool,
     /// Where transactions are kept
-    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/portcullis", hide = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/var/lib/portcullis",
+        hide = true
+    )]
     pub state_dir: PathBuf,
 }
 
@@ -51,7 +59,7 @@ pub enum Command {
     /// Make this machine obey the policy; rolls back unless confirmed
     Apply(Apply),
     /// Keep the changes of the last apply, said over a new connection
-    Confirm,
+    Confirm(Confirm),
     /// Undo the last apply, or the one named
     Rollback(Rollback),
     /// List what was applied and undone
@@ -137,7 +145,11 @@ pub struct Init {
     #[arg(long)]
     pub yes: bool,
     /// Where to write it; `-` prints it
-    #[arg(long, value_name = "FILE", default_value = "/etc/portcullis/policy.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/portcullis/policy.toml"
+    )]
     pub output: PathBuf,
     /// Replace an existing policy
     #[arg(long)]
@@ -180,12 +192,22 @@ pub struct Apply {
 }
 
 #[derive(Debug, Args)]
+pub struct Confirm {
+    /// Confirm although it cannot be seen that you came in anew: only at a console
+    #[arg(long)]
+    pub i_have_a_console: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct Rollback {
-    /// Which transaction; the last one without it
-    pub id: Option<String>,
-    /// Do nothing if it was confirmed meanwhile (what the watchdog says)
-    #[arg(long, hide = true)]
-    pub if_unconfirmed: bool,
+    /// Which transaction (see history); the last one without it
+    pub id: Option<u32>,
+    /// Also remove the packages that it installed
+    #[arg(long)]
+    pub purge: bool,
+    /// Overwrite files that somebody changed since (copies are kept)
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -221,9 +243,21 @@ pub struct Scan {
     #[arg(required = true, value_name = "TARGET")]
     pub targets: Vec<String>,
     /// Ports: 22,80-90 or - for all
-    #[arg(short, long, value_name = "PORTS", default_value = "-", allow_hyphen_values = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "PORTS",
+        default_value = "-",
+        allow_hyphen_values = true
+    )]
     pub ports: String,
-    /// How long a silent port is waited for, each time
+    /// Packets per second at the most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    pub rate: Option<u32>,
+    /// Use connect() even where packets could be used
+    #[arg(long)]
+    pub connect: bool,
+    /// With connect(): how long a silent port is waited for, each time
     #[arg(long, value_name = "TIME", default_value = "700ms", value_parser = duration)]
     pub timeout: Duration,
     /// Print JSON
@@ -307,6 +341,9 @@ pub struct Lab {
     /// Keep the hosts until Enter is pressed, to look around
     #[arg(long)]
     pub keep: bool,
+    /// Remove what an interrupted story left behind
+    #[arg(long, hide = true)]
+    pub reap: bool,
 }
 
 /// Reads `700ms`, `90s`, `2m`, `1h`.
@@ -324,7 +361,9 @@ fn duration(text: &str) -> Result<Duration, String> {
     };
     let total = number.checked_mul(millis).ok_or_else(wrong)?;
     if total == 0 || total > 24 * 3_600_000 {
-        return Err(format!("{text:?} is out of range: more than nothing, at most 24h"));
+        return Err(format!(
+            "{text:?} is out of range: more than nothing, at most 24h"
+        ));
     }
     Ok(Duration::from_millis(total))
 }
@@ -343,7 +382,17 @@ mod tests {
     fn times_are_read_as_people_write_them() {
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         assert_eq!(duration("700ms"), Ok(Duration::from_millis(700)));
-        for wrong in ["", "m", "2", "2 m", "-1s", "0s", "25h", "99999999999999999999h", "2d"] {
+        for wrong in [
+            "",
+            "m",
+            "2",
+            "2 m",
+            "-1s",
+            "0s",
+            "25h",
+            "99999999999999999999h",
+            "2d",
+        ] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

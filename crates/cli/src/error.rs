@@ -67,6 +67,12 @@ impl CliError {
         self
     }
 
+    /// Adds one more cause in words.
+    pub fn detail(mut self, cause: impl Into<String>) -> Self {
+        self.causes.push(cause.into());
+        self
+    }
+
     /// Adds what to do next.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -1,1 +1,61 @@
-fn main() {}
+//! `portcullis`: arguments in, one command run, an exit code out.
+
+mod args;
+mod commands;
+mod error;
+mod input;
+mod output;
+mod render;
+
+use args::{Cli, Color, Command};
+use clap::Parser;
+use error::{CliError, Exit};
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // What watchdogs run comes before everything else: it must not depend on any argument parsing.
+    let words: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    if let Some(status) = host::transaction::hidden(&words) {
+        return ExitCode::from(status);
+    }
+    let cli = Cli::parse();
+    anstream::ColorChoice::write_global(match cli.global.color {
+        Color::Auto => anstream::ColorChoice::Auto,
+        Color::Always => anstream::ColorChoice::Always,
+        Color::Never => anstream::ColorChoice::Never,
+    });
+    let exit = match run(&cli) {
+        Ok(exit) => exit,
+        Err(error) => {
+            // Nobody to tell when standard error is gone; the exit code still says it.
+            let _ = anstream::stderr().write_all(error.render().as_bytes());
+            error.exit()
+        }
+    };
+    exit.into()
+}
+
+fn run(cli: &Cli) -> Result<Exit, CliError> {
+    let global = &cli.global;
+    match &cli.command {
+        None => commands::audit::run(global, &args::Audit::default()),
+        Some(Command::Audit(args)) => commands::audit::run(global, args),
+        Some(Command::Why(args)) => commands::why::run(args),
+        Some(Command::Init(args)) => commands::init::run(args),
+        Some(Command::Plan(args)) => commands::plan::run(global, args),
+        Some(Command::Apply(args)) => commands::apply::run(global, args),
+        Some(Command::Confirm(args)) => commands::transaction::confirm(global, args),
+        Some(Command::Rollback(args)) => commands::transaction::rollback(global, args),
+        Some(Command::History(args)) => commands::transaction::history(global, args),
+        Some(Command::Recover) => commands::transaction::recover(global),
+        Some(Command::Verify(args)) => commands::verify::run(global, args),
+        Some(Command::Scan(args)) => commands::scan::run(global, args),
+        Some(Command::Snapshot) => commands::snapshot::run(),
+        Some(Command::Reach(args)) => commands::reach::run(args),
+        Some(Command::Lab(args)) => commands::lab::run(global, args),
+    }
+}

@@ -1,0 +1,208 @@
+//! `portcullis apply`: the plan made real, with a way back.
+
+use super::init::agreed;
+use super::plan;
+use crate::args::{Apply, FactsSource, Global};
+use crate::commands::{print, remark};
+use crate::error::{CliError, Exit};
+use crate::render::style::{DIM, GOOD, HEAD, WARN, paint};
+use crate::{input, render};
+use host::observe::observe;
+use host::transaction::{
+    self, ApplyError, ApplyOptions, Confirm, Event, Outcome, Progress, Settled, TransactionId,
+    Watchdog,
+};
+use portcullis_core::planner::describe;
+use portcullis_core::text::clean;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+/// Plans, asks, applies, waits for the confirmation.
+pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
+    let (policy, name) = input::policy(&args.policy)?;
+    let facts = input::facts(&FactsSource::default())?;
+    let plan = plan::make(&facts, &policy, args.prune)?;
+    print(&render::plan::text(&plan, &name, false))?;
+    if plan.is_empty() {
+        return Ok(Exit::Clean);
+    }
+    if !args.yes && !agreed("\nDo this?")? {
+        remark("nothing was changed");
+        return Ok(Exit::Pending);
+    }
+    let confirm = if args.i_have_a_console {
+        Confirm::NotNeeded {
+            why: "--i-have-a-console".into(),
+        }
+    } else if !transaction::bears_on_access(&plan) {
+        Confirm::NotNeeded {
+            why: "nothing in the plan bears on who gets in".into(),
+        }
+    } else {
+        Confirm::within(args.confirm_within)
+    };
+    let options = ApplyOptions {
+        state_dir: global.state_dir.clone(),
+        confirm,
+        assume_console: args.i_have_a_console,
+        ..ApplyOptions::new()
+            .map_err(|error| CliError::usage("cannot find this program's file").because(&error))?
+    };
+    let mut shown = Shown {
+        quiet: global.quiet,
+    };
+    let outcome = transaction::apply(&plan, &options, &observe, &mut shown)
+        .map_err(|error| failed(&error))?;
+    match outcome {
+        Outcome::NothingToDo => Ok(Exit::Clean),
+        Outcome::Kept { id } => {
+            print(&format!(
+                "\n{}\n",
+                paint(GOOD, format!("Done and kept, as transaction {id}."))
+            ))?;
+            prove();
+            Ok(Exit::Clean)
+        }
+        Outcome::AwaitingConfirm { id, within } => {
+            print(&format!(
+                "\n{}\nOpen a {} connection to this machine and type there:\n\n    sudo portcullis \
+                 confirm\n\n",
+                paint(
+                    WARN,
+                    format!(
+                        "Applied, but only for {} s: then everything is rolled back.",
+                        within.as_secs()
+                    )
+                ),
+                paint(HEAD, "new"),
+            ))?;
+            if args.no_wait {
+                return Ok(Exit::Clean);
+            }
+            wait(global, id)
+        }
+    }
+}
+
+/// Shows the countdown until somebody confirms or the time is over.
+fn wait(global: &Global, id: TransactionId) -> Result<Exit, CliError> {
+    let live = std::io::stderr().is_terminal() && !global.quiet;
+    let mut shown = None;
+    let mut countdown = |left: Duration| {
+        let seconds = left.as_secs();
+        if live && shown != Some(seconds) {
+            shown = Some(seconds);
+            // A courtesy; the watchdog counts for itself.
+            let _ = write!(std::io::stderr(), "\r  {seconds:>4} s left ");
+        }
+    };
+    let settled = transaction::wait_for_confirm(&global.state_dir, id, &mut countdown)
+        .map_err(|error| CliError::new(Exit::RolledBack, error.to_string()));
+    if live {
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
+    }
+    match settled? {
+        Settled::Confirmed { by } => {
+            print(&format!(
+                "{}\n",
+                paint(GOOD, format!("Confirmed over {}. Kept.", clean(&by)))
+            ))?;
+            prove();
+            Ok(Exit::Clean)
+        }
+        Settled::RolledBack { why, left } => {
+            print(&format!(
+                "{}\n",
+                paint(WARN, format!("Rolled back: {}.", clean(&why.to_string())))
+            ))?;
+            for what in left {
+                remark(&format!("left as it is: {}", clean(&what)));
+            }
+            Ok(Exit::RolledBack)
+        }
+    }
+}
+
+/// What is still unproven, and the line that proves it.
+fn prove() {
+    remark(
+        "The kernel was read back. Nothing was knocked on from outside yet; prove it with\n    \
+         sudo portcullis verify --from ssh:YOU@ANOTHER-MACHINE",
+    );
+}
+
+fn failed(error: &ApplyError) -> CliError {
+    let (exit, hint) = match error {
+        ApplyError::Busy(_) => (
+            Exit::Usage,
+            "wait until it is done, then run it again".to_owned(),
+        ),
+        ApplyError::Pending { .. } => (
+            Exit::Usage,
+            "decide about that one first: `portcullis confirm` or `portcullis rollback`".to_owned(),
+        ),
+        ApplyError::Unfinished(_) => (
+            Exit::RolledBack,
+            "see `portcullis history`, then `portcullis rollback`".to_owned(),
+        ),
+        ApplyError::Stale => (Exit::Usage, "run `portcullis apply` again".to_owned()),
+        ApplyError::LockOut(_) => (
+            Exit::Usage,
+            "add their network to the policy's ssh rule. With a console at hand, \
+             --i-have-a-console goes on all the same"
+                .to_owned(),
+        ),
+        ApplyError::NotPrepared { .. } => (
+            Exit::Usage,
+            "nothing was changed; mend the cause and run it again".to_owned(),
+        ),
+        ApplyError::Failed { .. } => (
+            Exit::RolledBack,
+            "the machine is as it was before; mend the cause and run it again".to_owned(),
+        ),
+        ApplyError::FailedOpen { .. } => (
+            Exit::RolledBack,
+            "run `sudo portcullis rollback` when the cause is mended".to_owned(),
+        ),
+    };
+    let mut shown = CliError::new(exit, error.to_string()).hint(hint);
+    if let Some(source) = std::error::Error::source(error) {
+        shown = shown.because(source);
+    }
+    shown
+}
+
+/// Tells each step on standard error.
+struct Shown {
+    quiet: bool,
+}
+
+impl Progress for Shown {
+    fn event(&mut self, event: Event<'_>) {
+        let line = match event {
+            Event::Recovering(id) => format!("an unfinished transaction {id} is rolled back first"),
+            Event::Snapshot { files } => format!("snapshot taken ({files} files)"),
+            Event::Armed { watchdog, fires_in } => {
+                let how = match watchdog {
+                    Watchdog::Timer { unit } => format!("systemd timer {unit}"),
+                    Watchdog::Process { pid } => format!("process {pid}"),
+                };
+                format!(
+                    "way back armed: {how}, in {} s unless confirmed",
+                    fires_in.as_secs()
+                )
+            }
+            Event::Checked => "every change passed its dry run".into(),
+            Event::Changing { number, of, change } => {
+                format!("{number}/{of} {}", describe(change))
+            }
+            Event::Applied => "all changes made and read back".into(),
+            Event::RollingBack { why } => format!("rolling back: {why}"),
+            Event::Note(note) => note.to_owned(),
+            _ => return,
+        };
+        if !self.quiet {
+            remark(&paint(DIM, format!("  {}", clean(&line))));
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! One file a command: gather, ask, print, exit code.
+
+pub mod apply;
+pub mod audit;
+pub mod init;
+pub mod lab;
+pub mod plan;
+pub mod reach;
+pub mod scan;
+pub mod snapshot;
+pub mod transaction;
+pub mod vantage;
+pub mod verify;
+pub mod why;
+
+use crate::error::CliError;
+use std::io::Write;
+
+/// Writes data to standard output; a reader that went away is no error of ours.
+pub fn print(text: &str) -> Result<(), CliError> {
+    let mut out = anstream::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(CliError::usage("cannot write to standard output").because(&error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a value as pretty JSON to standard output.
+pub fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| CliError::usage("cannot put the answer into JSON").because(&error))?;
+    print(&(text + "\n"))
+}
+
+/// Writes a remark to standard error.
+pub fn remark(text: &str) {
+    let mut err = anstream::stderr().lock();
+    // Remarks are a courtesy: a closed standard error must not change the verdict.
+    let _ = writeln!(err, "{text}");
+}

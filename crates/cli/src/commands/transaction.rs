@@ -1,0 +1,183 @@
+//! `confirm`, `rollback`, `history`, `recover`: what happens to a transaction after apply.
+
+use crate::args::{Confirm, Global, History, Rollback};
+use crate::commands::{print, print_json, remark};
+use crate::error::{CliError, Exit};
+use crate::render::style::{DIM, GOOD, WARN, cell, paint};
+use host::transaction::{
+    self, Caller, ConfirmError, Entry, Phase, RollbackError, RollbackOptions, TransactionId,
+};
+use portcullis_core::planner::describe;
+use portcullis_core::text::clean;
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// `portcullis confirm`.
+pub fn confirm(global: &Global, args: &Confirm) -> Result<Exit, CliError> {
+    need_root("confirm")?;
+    let host = host::observe::observe();
+    let caller = Caller::here(&host, args.i_have_a_console);
+    match transaction::confirm(&global.state_dir, None, &caller) {
+        Ok((id, by)) => {
+            print(&format!(
+                "{}\n",
+                paint(
+                    GOOD,
+                    format!("Confirmed: transaction {id} is kept, over {}.", clean(&by))
+                )
+            ))?;
+            Ok(Exit::Clean)
+        }
+        Err(error) => {
+            let exit = match error {
+                ConfirmError::TooLate(_) => Exit::RolledBack,
+                _ => Exit::Usage,
+            };
+            Err(CliError::new(exit, error.to_string())
+                .hint("portcullis history shows what waits and for how long"))
+        }
+    }
+}
+
+/// `portcullis rollback`.
+pub fn rollback(global: &Global, args: &Rollback) -> Result<Exit, CliError> {
+    need_root("rollback")?;
+    let options = RollbackOptions {
+        purge_packages: args.purge,
+        force: args.force,
+    };
+    let id = args.id.map(TransactionId);
+    match transaction::rollback(&global.state_dir, id, options) {
+        Ok((id, left)) => {
+            print(&format!(
+                "{}\n",
+                paint(GOOD, format!("Transaction {id} is rolled back."))
+            ))?;
+            for what in left {
+                remark(&format!("left as it is: {}", clean(&what)));
+            }
+            Ok(Exit::Clean)
+        }
+        Err(error) => {
+            let hint = match &error {
+                RollbackError::Nothing => "nothing was applied on this machine",
+                RollbackError::ChangedSince { .. } => "look at these files first",
+                RollbackError::Incomplete { .. } => {
+                    "mend the cause and run it again: it goes on where it stopped"
+                }
+                _ => "portcullis history lists the transactions",
+            };
+            Err(CliError::usage(error.to_string()).hint(hint))
+        }
+    }
+}
+
+/// `portcullis recover`: what the boot unit runs.
+pub fn recover(global: &Global) -> Result<Exit, CliError> {
+    need_root("recover")?;
+    let done = transaction::recover(&global.state_dir, false)
+        .map_err(|error| CliError::new(Exit::RolledBack, error.to_string()))?;
+    for id in &done {
+        remark(&format!("transaction {id} was rolled back"));
+    }
+    Ok(if done.is_empty() {
+        Exit::Clean
+    } else {
+        Exit::RolledBack
+    })
+}
+
+/// A transaction on the wire.
+#[derive(Serialize)]
+struct Wire {
+    id: u32,
+    at: String,
+    state: &'static str,
+    seconds_left: Option<u64>,
+    changes: Vec<String>,
+    made: usize,
+    confirmed_by: Option<String>,
+    rolled_back_because: Option<String>,
+    left: Vec<String>,
+}
+
+/// `portcullis history`.
+pub fn history(global: &Global, args: &History) -> Result<Exit, CliError> {
+    let entries = transaction::history(&global.state_dir).map_err(|error| {
+        CliError::unsure(format!("cannot read {}", global.state_dir.display()))
+            .because(&error)
+            .hint("run it with sudo")
+    })?;
+    if args.json {
+        let wire: Vec<Wire> = entries.iter().map(wire).collect();
+        print_json(&wire)?;
+        return Ok(Exit::Clean);
+    }
+    if entries.is_empty() {
+        remark("nothing was applied on this machine yet");
+    }
+    let mut out = String::new();
+    for entry in &entries {
+        line(&mut out, entry);
+    }
+    print(&out)?;
+    Ok(Exit::Clean)
+}
+
+fn wire(entry: &Entry) -> Wire {
+    Wire {
+        id: entry.id.0,
+        at: entry.at.clone(),
+        state: words(&entry.phase),
+        seconds_left: entry.remaining.map(|left| left.as_secs()),
+        changes: entry
+            .plan
+            .iter()
+            .flat_map(|plan| &plan.changes)
+            .map(describe)
+            .collect(),
+        made: entry.made,
+        confirmed_by: entry.confirmed_by.clone(),
+        rolled_back_because: entry.rolled_back.as_ref().map(ToString::to_string),
+        left: entry.left.clone(),
+    }
+}
+
+fn words(phase: &Phase) -> &'static str {
+    match phase {
+        Phase::Applying => "applying",
+        Phase::Waiting => "waits for confirm",
+        Phase::Confirmed => "kept",
+        Phase::RollingBack => "rolling back",
+        Phase::RolledBack => "rolled back",
+    }
+}
+
+fn line(out: &mut String, entry: &Entry) {
+    let style = match entry.phase {
+        Phase::Confirmed => GOOD,
+        Phase::RolledBack => DIM,
+        _ => WARN,
+    };
+    let detail = match (&entry.rolled_back, &entry.confirmed_by, entry.remaining) {
+        (Some(why), _, _) => why.to_string(),
+        (None, Some(by), _) => format!("by {by}"),
+        (None, None, Some(left)) => format!("{} s left", left.as_secs()),
+        _ => String::new(),
+    };
+    let _ = writeln!(
+        out,
+        "{} {} {} {}",
+        cell(&entry.id.to_string(), 4),
+        cell(&clean(&entry.at), 20),
+        paint(style, cell(words(&entry.phase), 18)),
+        clean(&detail)
+    );
+}
+
+fn need_root(what: &str) -> Result<(), CliError> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(CliError::unsure(format!("{what} needs root")).hint(format!("sudo portcullis {what}")))
+}

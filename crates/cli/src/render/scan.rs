@@ -1,0 +1,41 @@
+//! A scan as text.
+
+use super::style::{BAD, DIM, HEAD, WARN, cell, paint};
+use scan::{PortState, Report};
+use std::fmt::Write as _;
+
+/// Lines for each target: the ports that answered, then the counts.
+pub fn text(report: &Report) -> String {
+    let mut text = String::new();
+    for target in &report.targets {
+        let _ = writeln!(text, "{}", paint(HEAD, target.address));
+        for port in &target.ports {
+            let (style, word) = match port.state {
+                PortState::Open => (BAD, "open"),
+                PortState::Rejected => (WARN, "rejected"),
+                PortState::OpenOrFiltered => (WARN, "open or filtered"),
+            };
+            let name = format!("{}/{}", port.port, port.proto);
+            let _ = writeln!(
+                text,
+                "  {} {} {}",
+                cell(&name, 11),
+                paint(style, cell(word, 17)),
+                paint(DIM, &port.reason)
+            );
+        }
+        let summary = target.summary;
+        let _ = writeln!(
+            text,
+            "  {}",
+            paint(
+                DIM,
+                format!(
+                    "{} open, {} closed, {} rejected, {} silent",
+                    summary.open, summary.closed, summary.rejected, summary.filtered
+                )
+            )
+        );
+    }
+    text
+}
