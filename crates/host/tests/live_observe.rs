@@ -1,5 +1,7 @@
 //! Observing real hosts: namespaces with the real ufw, dockerd, sshd and fail2ban.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use host::observe::{from_snapshot, observe, snapshot};
 use lab::{World, address};
 use portcullis_core::host::{Host, Publish, Socket, Uncertain};
@@ -397,4 +399,62 @@ fn without_privilege_the_gaps_are_named() {
     let ollama = socket(&host, "0.0.0.0", 11434);
     assert_eq!((ollama.process, ollama.uid), (None, Some(0)));
     assert!(!host.net.interfaces.is_empty());
+}
+
+/// Addresses, routes, sockets and rules come from the kernel: no tool is asked about them.
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn no_program_is_run_for_what_the_kernel_tells() {
+    lab::require_root();
+    let world = World::new("observe").unwrap();
+    let server = &world.server;
+    server.ok(&["ufw", "--force", "enable"]).unwrap();
+    // Whatever is started leaves its name in the file, and does nothing else.
+    let log = "/tmp/started";
+    server.write(log, "").unwrap();
+    for name in [
+        "iptables-save",
+        "ip6tables-save",
+        "iptables-nft-save",
+        "ip6tables-nft-save",
+        "iptables-legacy-save",
+        "ip6tables-legacy-save",
+        "iptables",
+        "ip6tables",
+        "nft",
+        "ipset",
+        "ip",
+        "ss",
+        "netstat",
+        "docker",
+        "ufw",
+        "fail2ban-client",
+    ] {
+        let folder = if name.starts_with("docker") {
+            "/usr/bin"
+        } else {
+            "/usr/sbin"
+        };
+        let script = format!("#!/bin/sh\necho {name} >> {log}\n");
+        let stand_in = format!("/tmp/stand-in-{name}");
+        server.write(&stand_in, script).unwrap();
+        server.ok(&["chmod", "755", &stand_in]).unwrap();
+        for folder in [folder, "/usr/bin", "/sbin", "/bin"] {
+            let path = format!("{folder}/{name}");
+            if server.exists(&path).unwrap() {
+                server.ok(&["mount", "--bind", &stand_in, &path]).unwrap();
+            }
+        }
+    }
+    server.run(&["nft", "list", "ruleset"]).unwrap();
+    assert_eq!(
+        server.read_text(log).unwrap(),
+        "nft\n",
+        "the stand-ins work"
+    );
+    let host = observe_in(server, &[]);
+    assert_eq!(server.read_text(log).unwrap(), "nft\n");
+    assert_eq!(host.ufw.unwrap().loaded, Some(true));
+    assert!(host.rules.rule_count() > 50);
+    assert!(host.unseen.is_empty(), "{:?}", host.unseen);
 }

@@ -1,5 +1,7 @@
 //! Observing a whole Debian with systemd.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use host::observe::{from_snapshot, observe, snapshot};
 use lab::{Machine, Release, address};
 use portcullis_core::host::{Host, Socket};

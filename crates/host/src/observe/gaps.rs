@@ -21,6 +21,11 @@ impl Gaps {
         self.0.extend(other.0);
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// How many make every verdict uncertain.
     pub fn unsure(&self) -> usize {
         let count = |gap: &&Unseen| gap.uncertain == Uncertain::Verdicts;

@@ -13,8 +13,36 @@ use std::time::Duration;
 const WHAT: &str = "packet filter";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Reads the rules of every backend.
+/// Reads the rules of every backend: from the kernel itself, and if it answers in a way that is
+/// not understood, through the tools.
 pub(super) fn read() -> (Ruleset, Gaps) {
+    let mut gaps = Gaps::default();
+    match kernel::filter() {
+        Ok(filter) => {
+            for why in filter.unseen {
+                gaps.add(WHAT, why, Uncertain::Verdicts);
+            }
+            (filter.ruleset, gaps)
+        }
+        // The tools would be refused as well.
+        Err(error) if error.is_permission() => {
+            gaps.add(WHAT, words(&error), Uncertain::Verdicts);
+            (Ruleset::default(), gaps)
+        }
+        Err(error) => {
+            let (ruleset, more) = by_tools();
+            // What failed is told only with what it costs.
+            if !more.is_empty() {
+                gaps.add(WHAT, words(&error), Uncertain::Verdicts);
+                gaps.extend(more);
+            }
+            (ruleset, gaps)
+        }
+    }
+}
+
+/// The rules as nft, iptables-save and ipset print them.
+fn by_tools() -> (Ruleset, Gaps) {
     let mut gaps = Gaps::default();
     // The dumps are independent of each other, and each waits for the kernel most of its time.
     let (nft, v4, v6) = std::thread::scope(|scope| {
