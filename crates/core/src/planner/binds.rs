@@ -7,7 +7,7 @@
 use super::grants::{self, Grant};
 use super::{Draft, files};
 use crate::catalog::{self, Loopback, Service, Sight};
-use crate::host::{Container, Host, Publish, Unit};
+use crate::host::{Container, Engine, Host, Publish, Unit};
 use crate::plan::{Action, SystemdVerb};
 use crate::policy::{Policy, Reach};
 use crate::text::clean;
@@ -200,8 +200,14 @@ fn outside_units(host: &Host, service: &'static Service, how: &str, draft: &mut 
     }
 }
 
-/// Ports that containers publish to the world and the policy does not allow.
+/// Ports that containers publish to the world and the policy does not allow, and what the guard cannot do for
+/// containers.
 fn published(host: &Host, grants: &[Grant], draft: &mut Draft) {
+    for engine in &host.engines {
+        for container in &engine.containers {
+            note_beyond(engine, container, grants, draft);
+        }
+    }
     for container in host.engines.iter().flat_map(|e| &e.containers) {
         let mut shown: Vec<(Proto, u16, u16)> = Vec::new();
         for publish in &container.published {
@@ -215,6 +221,37 @@ fn published(host: &Host, grants: &[Grant], draft: &mut Draft) {
             }
             shown.push(key);
             note_publish(container, publish, draft);
+        }
+    }
+}
+
+fn note_beyond(engine: &Engine, container: &Container, grants: &[Grant], draft: &mut Draft) {
+    let name = clean(&container.name);
+    for address in &container.addresses {
+        let network = engine.networks.iter().find(|n| n.name == address.network);
+        if let Some(network) = network
+            && matches!(network.driver.as_str(), "macvlan" | "ipvlan")
+        {
+            draft.note(
+                format!(
+                    "container {name} has {} by a {} network: its packets do not pass this host's packet filter, so no rule here can close its ports",
+                    address.address, network.driver
+                ),
+                Some(format!("docker network disconnect {} {name}", clean(&network.name))),
+            );
+        }
+    }
+    for publish in &container.published {
+        let limited =
+            |g: &Grant| g.rate_limit && (g.proto, g.port) == (publish.proto, publish.host_port);
+        if !publish.host_ip.is_loopback() && grants.iter().any(limited) {
+            draft.note(
+                format!(
+                    "{}/{} is published by container {name}: the policy's rate limit holds for the host's own ports only",
+                    publish.host_port, publish.proto
+                ),
+                None,
+            );
         }
     }
 }

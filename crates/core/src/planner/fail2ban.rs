@@ -139,7 +139,13 @@ pub(super) fn plan(host: &Host, policy: &Policy, guard: &[Desired], draft: &mut 
         .find(|j| j.name == JAIL);
     let ignore = ignored(host, policy, jail);
     let dead = !host.fail2ban.as_ref().is_some_and(|f| f.alive);
-    let mends: &[&str] = if dead { &["fail2ban-dead"] } else { &[] };
+    let mends: &[&str] = if dead {
+        &["fail2ban-dead", "fail2ban-no-sshd-jail"]
+    } else if jail.is_none() {
+        &["fail2ban-no-sshd-jail"]
+    } else {
+        &["fail2ban-may-ban-you", "fail2ban-weaker"]
+    };
 
     let mut changed = files::write(
         host,
@@ -147,7 +153,7 @@ pub(super) fn plan(host: &Host, policy: &Policy, guard: &[Desired], draft: &mut 
         ACTION_FILE,
         action_text(),
         "bans reach published ports and open connections, and survive `ufw reload`",
-        &[],
+        &["bans-miss-published-ports"],
     );
     changed |= files::write(
         host,

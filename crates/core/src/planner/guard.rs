@@ -55,7 +55,14 @@ pub fn ruleset(host: &Host, policy: &Policy) -> Result<String, Refusal> {
     Ok(script(&chains(host, &grants(host, policy)?)))
 }
 
-/// The script that makes the table if there is none and changes nothing otherwise, without rules of any policy.
+/// True when the kernel has exactly this guard, rule for rule as far as can be compared.
+///
+/// # Errors
+/// As [`ruleset`].
+pub fn is_loaded(host: &Host, policy: &Policy) -> Result<bool, Refusal> {
+    Ok(loaded(host, &chains(host, &grants(host, policy)?)))
+}
+
 pub(super) fn script(chains: &[Desired]) -> String {
     let stamp = stamp(chains);
     let mut out = format!(

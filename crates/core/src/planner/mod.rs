@@ -246,9 +246,18 @@ fn packages(host: &Host, policy: &Policy, draft: &mut Draft) -> Result<(), Refus
             packages: list(&missing),
         });
     }
+    let mut mends = Vec::new();
+    for (package, finding) in [
+        ("fail2ban", "fail2ban-missing"),
+        ("ufw", "ufw-not-installed"),
+    ] {
+        if missing.iter().any(|name| name == package) {
+            mends.push(finding);
+        }
+    }
     draft.change(
         format!("needed and not installed: {}", list(&missing)),
-        &[],
+        &mends,
         Action::InstallPackages { packages: missing },
     );
     Ok(())
@@ -303,7 +312,14 @@ fn guard_changes(host: &Host, chains: &[guard::Desired], draft: &mut Draft) -> b
     if changed {
         draft.change(
             "ports that containers publish obey the policy, whatever UFW and Docker do; bans live here",
-            &["exposed-to-internet"],
+            &[
+                "bans-miss-published-ports",
+                "container-address-reachable",
+                "docker-past-ufw",
+                "exposed-to-internet",
+                "guard-altered",
+                "guard-missing",
+            ],
             Action::Guard { ruleset: script },
         );
     }
@@ -313,7 +329,7 @@ fn guard_changes(host: &Host, chains: &[guard::Desired], draft: &mut Draft) -> b
         if !enabled {
             draft.change(
                 "the guard holds after a reboot too",
-                &[],
+                &["guard-not-at-boot"],
                 Action::Systemd {
                     unit: GUARD_UNIT.to_owned(),
                     verb: crate::plan::SystemdVerb::EnableNow,

@@ -338,7 +338,7 @@ fn admit(ufw: &Ufw, grant: &Grant, draft: &mut Draft) {
                 "{why}; before `{}`, which would decide first",
                 shown(shadow)
             ),
-            &[],
+            mends(grant),
             ufw_action(UfwOp::Add {
                 rule: add(grant, true),
             }),
@@ -346,11 +346,19 @@ fn admit(ufw: &Ufw, grant: &Grant, draft: &mut Draft) {
     } else if needs.contains(&Need::Add) {
         draft.change(
             why,
-            &[],
+            mends(grant),
             ufw_action(UfwOp::Add {
                 rule: add(grant, false),
             }),
         );
+    }
+}
+
+fn mends(grant: &Grant) -> &'static [&'static str] {
+    match (grant.not_ssh, grant.rate_limit) {
+        (false, true) => &["ssh-not-allowed", "ssh-not-rate-limited"],
+        (false, false) => &["ssh-not-allowed"],
+        (true, _) => &["closed-but-wanted"],
     }
 }
 
@@ -522,7 +530,7 @@ fn defaults(ufw: &Ufw, policy: &Policy, draft: &mut Draft) {
     if ufw.default_incoming != want {
         draft.change(
             "what no rule admits stays out",
-            &[],
+            &["ufw-default-incoming"],
             ufw_action(UfwOp::Default {
                 direction: "incoming".into(),
                 policy: want.into(),

@@ -95,6 +95,32 @@ fn published_ports_are_closed_and_the_line_to_change_is_shown() {
 }
 
 #[test]
+fn what_the_guard_cannot_do_is_said() {
+    let mut host = docker();
+    host.engines[0].networks = vec![Network {
+        name: "lan".into(),
+        driver: "macvlan".into(),
+        ..Network::default()
+    }];
+    host.engines[0].containers[0].addresses = vec![ContainerAddress {
+        network: "lan".into(),
+        address: "192.168.1.77".parse().unwrap(),
+    }];
+    let limited = policy(
+        "version = 1\n[[allow]]\nport = \"ssh\"\nfrom = \"anywhere\"\n[[allow]]\nport = 11434\nfrom = \"anywhere\"\nrate_limit = true\n",
+    );
+    let notes = notes(&settled(&host, &limited, &CALM));
+    assert!(
+        notes.contains("192.168.1.77 by a macvlan network"),
+        "{notes}"
+    );
+    assert!(
+        notes.contains("rate limit holds for the host's own ports only"),
+        "{notes}"
+    );
+}
+
+#[test]
 fn ufw_rules_of_the_user_are_met_where_they_stand() {
     let limit = rule(1, "limit", "22", "tcp");
     let web = rule(2, "allow", "443", "tcp");
