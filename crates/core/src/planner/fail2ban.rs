@@ -179,7 +179,7 @@ pub(super) fn plan(host: &Host, policy: &Policy, guard: &[Desired], draft: &mut 
     }
 
     let unit = host.units.get(UNIT);
-    if !unit.is_some_and(|u| u.enabled == "enabled") {
+    if unit.is_none_or(|u| u.enabled != "enabled") {
         draft.change(
             "fail2ban runs after a reboot too",
             mends,
@@ -195,7 +195,7 @@ pub(super) fn plan(host: &Host, policy: &Policy, guard: &[Desired], draft: &mut 
         "fail2ban does not run"
     } else if jail.is_none() {
         "fail2ban runs without a jail for sshd"
-    } else if changed || !jail.is_some_and(|j| acts(j)) {
+    } else if changed || !jail.is_some_and(acts) {
         "fail2ban reads its files again"
     } else if lost_bans {
         "fail2ban puts its bans into the new table"

@@ -227,7 +227,7 @@ fn packages(host: &Host, policy: &Policy, draft: &mut Draft) -> Result<(), Refus
             "fail2ban" => host.fail2ban.is_some(),
             "python3-systemd" => host.fail2ban.as_ref().is_some_and(|f| f.python_systemd),
             // Only dpkg tells; where it does not know the package, loading the guard will tell.
-            _ => host.packages.get(name).is_none(),
+            _ => !host.packages.contains_key(name),
         };
         !matches!(host.packages.get(name), Some(Some(_))) && !seen
     };
