@@ -302,6 +302,16 @@ fn net(address: &str, length: u8) -> AddrSet {
     }
 }
 
+/// The networks on the links of these interfaces, public ones included: who is there can send to any
+/// address of this host and of its containers.
+pub fn links_of(host: &Host, interfaces: &[String]) -> AddrSet {
+    host.net
+        .interfaces
+        .iter()
+        .filter(|i| interfaces.contains(&i.name))
+        .fold(AddrSet::empty(), |set, i| set.union(&on_link(i)))
+}
+
 /// All addresses of this host, by interface, loopback left out.
 pub fn own_addresses(host: &Host) -> BTreeSet<IpAddr> {
     host.net

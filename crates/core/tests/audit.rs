@@ -434,7 +434,11 @@ fn a_socket_on_a_device_or_one_address_is_reached_only_there() {
         .iter()
         .find(|f| f.endpoint.as_ref().is_some_and(|e| e.port == 8000))
         .unwrap();
-    assert!(found.title.contains("on the Internet"), "{}", found.title);
+    assert!(
+        found.title.starts_with("Neighbours on the Internet side"),
+        "{}",
+        found.title
+    );
 }
 
 #[test]
@@ -585,4 +589,37 @@ fn exit_codes() {
     assert_eq!(report::exit_code(&host, &low, Severity::Low), 1);
     host.privileged = false;
     assert_eq!(report::exit_code(&host, &low, Severity::Low), 5);
+}
+
+#[test]
+fn each_of_a_hundred_containers_is_an_endpoint_at_the_host_and_at_its_own_address() {
+    let mut host = docker();
+    for n in 0..100_u16 {
+        let address = format!("172.17.1.{n}");
+        let mut c = container(
+            &format!("c{n}"),
+            "web:1",
+            &address,
+            vec![publish("0.0.0.0", 20000 + n, 80)],
+        );
+        c.id = format!("{n:064}");
+        host.engines[0].containers.push(c);
+        host.sockets
+            .push(socket("docker-proxy", "0.0.0.0", 20000 + n));
+    }
+    let start = std::time::Instant::now();
+    let audit = look(&host);
+    println!(
+        "{} endpoints in {:?}",
+        audit.endpoints.len(),
+        start.elapsed()
+    );
+    assert_eq!(
+        audit
+            .endpoints
+            .iter()
+            .filter(|j| j.endpoint.container.is_some())
+            .count(),
+        204
+    );
 }

@@ -145,12 +145,13 @@ fn merge(socket: &Socket, address: IpAddr, v4: bool, v6: bool, found: &mut [Cand
         let both_wild = candidate.wildcard() && address.is_unspecified();
         match candidate.endpoint.origin {
             // Without the right to see processes the holder of a published port is taken for its proxy.
-            Origin::Published if process.is_none_or(|p| PROXIES.contains(&p)) => {
-                if both_wild || id.address == address {
-                    candidate.widen(v4, v6);
-                    candidate.endpoint.process = process.map(str::to_owned);
-                    return true;
-                }
+            Origin::Published
+                if process.is_none_or(|p| PROXIES.contains(&p))
+                    && (both_wild || id.address == address) =>
+            {
+                candidate.widen(v4, v6);
+                candidate.endpoint.process = process.map(str::to_owned);
+                return true;
             }
             Origin::Socket => {
                 let same = candidate.endpoint.process.as_deref() == process

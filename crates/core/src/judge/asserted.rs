@@ -49,7 +49,11 @@ pub(super) fn findings(case: &Case<'_>, out: &mut Vec<Finding>) {
         found.endpoint = endpoint;
         out.push(
             found
-                .shows(format!("line {}", line(&case.policy.text, test.span.start)))
+                .shows(format!(
+                    "{}, line {}",
+                    crate::text::clean(&case.policy.name),
+                    line(&case.policy.text, test.span.start)
+                ))
                 .shows(shown)
                 .mend(APPLY)
                 .rows(&["G16", "NIST-SC-7"]),

@@ -1,11 +1,10 @@
 //! Endpoints that somebody reaches who should not, and those that somebody should reach and cannot.
 
-use super::words::{deciding, evidence, what, who};
+use super::words::{deciding, evidence, strangers, what, who};
 use super::{APPLY, Case, Complete, EndpointVerdict, Judged, finding};
 use crate::catalog;
-use crate::finding::{Exposure, Finding, Origin, Severity, Zone};
+use crate::finding::{Endpoint, Exposure, Finding, Origin, Severity, Zone};
 use crate::text::{clean, list};
-use crate::zones;
 use reach::{AddrSet, Piece, Proto, Verdict};
 
 pub(super) fn findings(case: &Case<'_>, out: &mut Vec<Finding>) {
@@ -45,7 +44,7 @@ fn exposed(case: &Case<'_>, judged: &Judged, surely: bool) -> Option<Finding> {
         };
         let zone = case.zones.iter().find(|z| z.id == exposure.zone)?;
         if !set.is_empty() {
-            let severity = severity(judged, zone, set, surely);
+            let severity = severity(case, judged, zone, set, surely);
             holes.push(Hole {
                 zone,
                 exposure,
@@ -72,14 +71,10 @@ fn exposed(case: &Case<'_>, judged: &Judged, surely: bool) -> Option<Finding> {
             .any(|h| h.zone.id == worst.zone.id && h.exposure.family == 4);
     let title = format!(
         "{} can {}reach {}{}: {}.",
-        who(worst.zone, worst.set),
+        who(case.host, worst.zone, worst.set),
         if surely { "" } else { "perhaps " },
         if direct {
-            format!(
-                "container {} at its own address, {}",
-                clean(endpoint.container.as_deref().unwrap_or("")),
-                what(endpoint)
-            )
+            inside(endpoint)
         } else {
             what(endpoint)
         },
@@ -99,9 +94,6 @@ fn exposed(case: &Case<'_>, judged: &Judged, surely: bool) -> Option<Finding> {
             found = found.shows(evidence(hole.zone, hole.exposure, piece));
         }
     }
-    let fix = match endpoint.origin {
-        Origin::Published | Origin::ContainerAddress | Origin::Socket | Origin::Dnat => APPLY,
-    };
     let rows: &[&str] = match endpoint.origin {
         Origin::Published => &["G1", "G10", "G11", "CIS-Docker-5.14", "NIST-SC-7"],
         Origin::ContainerAddress => &["G11", "CIS-Docker-5.14", "NIST-SC-7"],
@@ -109,11 +101,31 @@ fn exposed(case: &Case<'_>, judged: &Judged, surely: bool) -> Option<Finding> {
             &["G1", "G3", "G9", "CIS-4.2.6", "NIST-SC-7", "NIST-SC-7(5)"]
         }
     };
-    Some(found.mend(fix).rows(rows))
+    Some(found.mend(APPLY).rows(rows))
+}
+
+/// A container's endpoint: "Ollama in container ai at its own address (172.17.0.2 port 80/tcp)".
+fn inside(endpoint: &Endpoint) -> String {
+    let id = &endpoint.id;
+    let service = endpoint.service.as_deref().and_then(catalog::service);
+    format!(
+        "{}container {} at its own address ({} port {}/{})",
+        service.map_or_else(String::new, |s| format!("{} in ", s.name)),
+        clean(endpoint.container.as_deref().unwrap_or("")),
+        id.address,
+        id.port,
+        id.proto
+    )
 }
 
 /// How bad it is: what the service lets strangers do, less the farther they are from "everybody".
-fn severity(judged: &Judged, zone: &Zone, set: &AddrSet, surely: bool) -> Severity {
+fn severity(
+    case: &Case<'_>,
+    judged: &Judged,
+    zone: &Zone,
+    set: &AddrSet,
+    surely: bool,
+) -> Severity {
     let endpoint = &judged.endpoint;
     let service = endpoint.service.as_deref().and_then(catalog::service);
     let base = match (service, endpoint.id.proto) {
@@ -121,7 +133,7 @@ fn severity(judged: &Judged, zone: &Zone, set: &AddrSet, surely: bool) -> Severi
         (None, Proto::Udp) => Severity::Low,
         (None, _) => Severity::High,
     };
-    let strangers = zone.id == "internet" && !set.subtract(&zones::private()).is_empty();
+    let strangers = zone.id == "internet" && !strangers(case.host, zone, set).is_empty();
     let mut steps = match zone.id.split(':').next() {
         Some("internet") if strangers => 0,
         Some("internet" | "lan") => 1,

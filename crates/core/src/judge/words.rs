@@ -2,6 +2,7 @@
 
 use crate::catalog;
 use crate::finding::{Endpoint, Exposure, Origin, Zone};
+use crate::host::Host;
 use crate::text::{clean, list};
 use crate::zones;
 use ipnet::IpNet;
@@ -25,7 +26,7 @@ pub(super) fn what(endpoint: &Endpoint) -> String {
 }
 
 /// Who of a zone: "Anyone on the Internet", "10.0.0.5 on LAN 10.0.0.0/24 (eth0)".
-pub(super) fn who(zone: &Zone, set: &AddrSet) -> String {
+pub(super) fn who(host: &Host, zone: &Zone, set: &AddrSet) -> String {
     let family = |s: &AddrSet| {
         let v4 = if set.v4().is_empty() {
             AddrSet::empty()
@@ -41,11 +42,13 @@ pub(super) fn who(zone: &Zone, set: &AddrSet) -> String {
     };
     let whole = family(&zone.networks);
     if zone.id == "internet" {
-        let private = zones::private();
-        let public = set.subtract(&private);
+        let public = strangers(host, zone, set);
         if public.is_empty() {
-            return format!("Neighbours on the Internet side ({})", few(set));
+            let links = zones::links_of(host, &zone.interfaces);
+            let near = if set.is_subset(&links) { &links } else { set };
+            return format!("Neighbours on the Internet side ({})", few(near));
         }
+        let private = zones::private();
         return if mostly(&public, &whole.subtract(&private)) {
             "Anyone on the Internet".to_owned()
         } else {
@@ -60,6 +63,12 @@ pub(super) fn who(zone: &Zone, set: &AddrSet) -> String {
     } else {
         format!("{} on {}", few(set), zone.label)
     }
+}
+
+/// The part of a set that is beyond the links and the private networks of the Internet's side.
+pub(super) fn strangers(host: &Host, zone: &Zone, set: &AddrSet) -> AddrSet {
+    let near = zones::private().union(&zones::links_of(host, &zone.interfaces));
+    set.subtract(&near)
 }
 
 /// True when what is missing is small: no hole as large as 1/256 of the family's space.
@@ -109,13 +118,16 @@ pub(super) fn deciding<'a>(exposure: &'a Exposure, set: &AddrSet) -> Option<&'a 
 
 /// A piece as evidence: the rule, where it stands, and the way there.
 pub(super) fn evidence(zone: &Zone, exposure: &Exposure, piece: &Piece) -> String {
-    let verb = match piece.verdict {
-        Verdict::Accept => "let in by",
-        Verdict::Conditional => "maybe let in by",
-        Verdict::Drop | Verdict::Reject => "stopped by",
+    let verb = match (piece.verdict, &piece.witness.at) {
+        (Verdict::Accept, Some(_)) => "let in by ",
+        (Verdict::Conditional, Some(_)) => "maybe let in by ",
+        (Verdict::Conditional, None) => "not decided: ",
+        (Verdict::Drop | Verdict::Reject, Some(_)) => "stopped by ",
+        (Verdict::Drop | Verdict::Reject, None) => "stopped: ",
+        (Verdict::Accept, None) => "let in: ",
     };
     let mut line = format!(
-        "{} → {} over IPv{}: {verb} {}",
+        "{} → {} over IPv{}: {verb}{}",
         clean(&zone.id),
         exposure.to,
         exposure.family,
