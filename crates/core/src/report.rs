@@ -219,12 +219,15 @@ fn endpoint(judged: &Judged) -> EndpointReport {
 
 /// The piece that says most: one that admits, else one that may, else one that stops.
 pub fn leading(exposure: &Exposure) -> Option<&Piece> {
-    exposure.pieces.iter().min_by_key(|piece| match piece.verdict {
-        Verdict::Accept => 0,
-        Verdict::Conditional => 1,
-        Verdict::Reject => 2,
-        Verdict::Drop => 3,
-    })
+    exposure
+        .pieces
+        .iter()
+        .min_by_key(|piece| match piece.verdict {
+            Verdict::Accept => 0,
+            Verdict::Conditional => 1,
+            Verdict::Reject => 2,
+            Verdict::Drop => 3,
+        })
 }
 
 fn witness(piece: &Piece) -> WitnessReport {
@@ -265,9 +268,6 @@ pub fn exit_code(host: &Host, findings: &[Finding], fail_on: Severity) -> u8 {
     if findings.iter().any(|f| f.severity >= fail_on) {
         return 1;
     }
-    let dark = host
-        .unseen
-        .iter()
-        .any(|u| u.uncertain != Uncertain::Names);
+    let dark = host.unseen.iter().any(|u| u.uncertain != Uncertain::Names);
     if dark { 5 } else { 0 }
 }
