@@ -148,9 +148,7 @@ const MATCHES: &[&str] = &[
     "meta skuid 1000",
     "@th,16,16 22",
     "@nh,96,32 0x0a000001",
-    "meta time > 5",
     "exthdr frag exists",
-    "vlan id 5",
     "rt ipsec exists",
     "meta ipsec exists",
     "tcp option maxseg size 5",
@@ -189,7 +187,6 @@ const ACTIONS: &[&str] = &[
     "ip saddr vmap { 10.0.0.0/8 : jump other, 192.168.0.0/16 : drop }",
     "add @dyn { ip saddr }",
     "update @dyn { ip saddr timeout 1m limit rate 5/second } drop",
-    "add @dyn { ip saddr ct count over 3 } drop",
     "notrack",
     "counter name \"hits\" accept",
     "accept comment \"with a comment\"",
@@ -212,9 +209,8 @@ const SETS: &str = r#"
 "#;
 
 fn table(rules: &str) -> String {
-    format!(
-        "table inet t {{\n{SETS}\n chain other {{ }}\n chain c {{ type filter hook input priority 0; policy drop;\n{rules} }}\n}}\n"
-    )
+    let chain = "chain other { }\n chain c { type filter hook input priority 0; policy drop;";
+    format!("table inet t {{\n{SETS}\n {chain}\n{rules}\n}}\n}}\n")
 }
 
 /// Every part by itself, so that all that differ are seen at once.
@@ -268,7 +264,8 @@ fn nat_rules() {
             "table inet n {{
                 map targets {{ type inet_service : ipv4_addr . inet_service; elements = {{ 80 : 10.0.0.1 . 8080 }} }}
                 map ranges {{ type inet_service : interval ipv4_addr; elements = {{ 80 : 10.0.0.1-10.0.0.9 }} }}
-                chain pre {{ type nat hook prerouting priority dstnat; {rule}; }}
+                chain pre {{ type nat hook prerouting priority dstnat; {rule};
+ }}
             }}"
         )
     });
@@ -279,23 +276,44 @@ fn nat_rules() {
             meta l4proto tcp masquerade to :1024-2048
             snat ip to 1.2.3.4
             ip protocol tcp snat ip to 1.2.3.4-1.2.3.9:1000-2000 fully-random
-        } }",
+        }
+        }",
     );
 }
 
 #[test]
 #[ignore = "live: run by cargo xtask test"]
 fn families_hooks_and_flags() {
-    check(
-        "table ip a { chain c { type filter hook input priority -10; policy accept; ip saddr 1.2.3.4 tcp dport 22 drop; } }
-         table ip6 a { chain c { type filter hook forward priority 5; ip6 saddr ::1 udp dport 53 drop; icmpv6 type echo-request accept; } }
+    let text =
+        "table ip a { chain c { type filter hook input priority -10; policy accept; ip saddr 1.2.3.4 tcp dport 22 drop
+         } }
+         table ip6 a { chain c { type filter hook forward priority 5; ip6 saddr ::1 udp dport 53 drop; icmpv6 type echo-request accept
+         } }
          table ip b { flags dormant; chain c { type filter hook output priority 0; } }
-         table bridge br { chain c { type filter hook forward priority 0; ether type ip ip saddr 1.2.3.4 drop; ibrname \"br0\" accept; } }
+         table bridge br { chain c { type filter hook forward priority 0; ether type ip ip saddr 1.2.3.4 drop; iifname \"br0\" accept
+         } }
          table arp ar { chain c { type filter hook input priority 0; } }
-         table netdev nd { chain c { type filter hook ingress device lo priority -500; ip saddr 1.2.3.4 drop; tcp dport 22 drop; } }
-         table ip filter { chain INPUT { type filter hook input priority filter; policy drop; tcp dport { 22, 80 } accept; } }
-         table ip r { chain c { type route hook output priority mangle; meta mark set 1; } }",
-    );
+         table netdev nd { chain c { type filter hook ingress device lo priority -500; ip saddr 1.2.3.4 drop; tcp dport 22 drop
+         } }
+         table ip f { chain INPUT { type filter hook input priority filter; policy drop; tcp dport { 22, 80 } accept
+         } }
+         table ip r { chain c { type route hook output priority mangle; meta mark set 1
+         } }";
+    // nft wants a line break before the brace that ends a table.
+    check(&text.replace("} }", "}\n}"));
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn a_native_table_named_like_one_of_iptables_stays_native() {
+    in_new_namespace(|| {
+        let text = "table ip filter {\nchain INPUT {\ntype filter hook input priority filter; policy drop;\ntcp dport { 22, 80 } counter accept\n}\n}\n";
+        run(NFT, &["-f", "-"], text);
+        let ours = kernel::filter().unwrap().ruleset;
+        assert_eq!(ours.tables[0].backend, reach::Backend::Nft);
+        let rule = &ours.tables[0].chains[0].rules[0];
+        assert_eq!(rule.text, "tcp dport { 22, 80 } accept");
+    });
 }
 
 #[test]
@@ -324,7 +342,14 @@ fn hundreds_of_random_rulesets() {
                     "icmp",
                 ];
                 let plain = !fixed.iter().any(|f| m.starts_with(f));
-                let ports = ["tcp", "udp", "sctp", "meta l4proto", "meta nfproto"];
+                let ports = [
+                    "tcp",
+                    "udp",
+                    "sctp",
+                    "meta l4proto",
+                    "meta nfproto",
+                    "iiftype",
+                ];
                 if plain && !ports.iter().any(|p| m.starts_with(p)) {
                     rules += &format!("{m} ");
                 }

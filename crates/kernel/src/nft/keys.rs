@@ -140,6 +140,11 @@ type HeaderField = (u32, u32, Key, Type);
 fn fields(base: u32, known: Protocols) -> Vec<HeaderField> {
     let v4 = Type::Addr(Ipv::V4);
     let v6 = Type::Addr(Ipv::V6);
+    // Fields that nothing decides on, named as nft names them.
+    let named = |offset, len, name: &str| {
+        let key = Key::Other(name.to_owned());
+        (offset, len, key, net(len as usize))
+    };
     match (base, known.l3, known.l4) {
         (0, _, _) => vec![
             (0, 6, Key::EtherDaddr, Type::Bytes(6)),
@@ -147,12 +152,16 @@ fn fields(base: u32, known: Protocols) -> Vec<HeaderField> {
             (12, 2, Key::EtherType, net(2)),
         ],
         (1, Some(Ipv::V4), _) => vec![
+            named(2, 2, "ip length"),
+            named(4, 2, "ip id"),
+            named(10, 2, "ip checksum"),
             (8, 1, Key::Ttl, net(1)),
             (9, 1, Key::L4Proto, net(1)),
             (12, 4, Key::Saddr(Ipv::V4), v4),
             (16, 4, Key::Daddr(Ipv::V4), v4),
         ],
         (1, Some(Ipv::V6), _) => vec![
+            named(4, 2, "ip6 length"),
             (6, 1, Key::NextHeader, net(1)),
             (7, 1, Key::Ttl, net(1)),
             (8, 16, Key::Saddr(Ipv::V6), v6),
@@ -167,8 +176,17 @@ fn fields(base: u32, known: Protocols) -> Vec<HeaderField> {
         // (`th dport`, after `meta l4proto { tcp, udp }`) they are read as ports too.
         (2, _, None | Some(6 | 17 | 33 | 132 | 136)) => {
             let mut ports = vec![(0, 2, Key::Sport, net(2)), (2, 2, Key::Dport, net(2))];
-            if known.l4 == Some(6) {
-                ports.push((13, 1, Key::TcpFlags, net(1)));
+            match known.l4 {
+                Some(6) => ports.extend([
+                    named(4, 4, "tcp sequence"),
+                    named(8, 4, "tcp ackseq"),
+                    (13, 1, Key::TcpFlags, net(1)),
+                    named(14, 2, "tcp window"),
+                    named(16, 2, "tcp checksum"),
+                    named(18, 2, "tcp urgptr"),
+                ]),
+                Some(17) => ports.extend([named(4, 2, "udp length"), named(6, 2, "udp checksum")]),
+                _ => {}
             }
             ports
         }
@@ -386,15 +404,35 @@ pub(crate) fn exthdr(op: u32, kind: u8, offset: u32, len: u32, present: bool) ->
         (op, k) => format!("op {op} {k}"),
     };
     match present {
-        true => format!("exthdr {header}"),
-        false => format!("exthdr {header} @{},{}", offset * 8, len * 8),
+        true => header,
+        false => format!(
+            "exthdr {header} @{},{}",
+            offset.saturating_mul(8),
+            len.saturating_mul(8)
+        ),
     }
 }
 
 fn option(what: &str, kind: u8, offset: u32, len: u32, present: bool) -> String {
+    let name = match (what, kind) {
+        ("tcp option", 0) => "eol".to_owned(),
+        ("tcp option", 1) => "nop".to_owned(),
+        ("tcp option", 2) => "maxseg".to_owned(),
+        ("tcp option", 3) => "window".to_owned(),
+        ("tcp option", 4) => "sack-perm".to_owned(),
+        ("tcp option", 5) => "sack".to_owned(),
+        ("tcp option", 8) => "timestamp".to_owned(),
+        ("tcp option", 30) => "mptcp".to_owned(),
+        (_, kind) => kind.to_string(),
+    };
+    let field = match (what, kind, offset, len) {
+        ("tcp option", 2, 2, 2) => "size".to_owned(),
+        ("tcp option", 3, 2, 1) => "count".to_owned(),
+        _ => format!("@{},{}", offset.saturating_mul(8), len.saturating_mul(8)),
+    };
     match present {
-        true => format!("{what} {kind}"),
-        false => format!("{what} {kind} @{},{}", offset * 8, len * 8),
+        true => format!("{what} {name}"),
+        false => format!("{what} {name} {field}"),
     }
 }
 

@@ -534,8 +534,12 @@ pub(crate) fn condition(kind: &ConditionKind) -> String {
                 n => format!("{n}s"),
             };
             let over = if *over { "over " } else { "" };
-            let what = if *bytes { "bytes" } else { "packets" };
-            format!("limit rate {over}{rate}/{unit} burst {burst} {what}")
+            match (bytes, burst) {
+                (true, _) => format!("limit rate {over}{rate} bytes/{unit} burst {burst} bytes"),
+                // nft's default.
+                (false, 5) => format!("limit rate {over}{rate}/{unit}"),
+                (false, burst) => format!("limit rate {over}{rate}/{unit} burst {burst} packets"),
+            }
         }
         ConditionKind::ConnLimit { count, above } => {
             format!("ct count {}{count}", if *above { "over " } else { "" })

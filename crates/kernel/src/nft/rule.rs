@@ -930,7 +930,13 @@ impl Machine<'_> {
             Key::Meta(name) if name == "secmark" => Target::Ct("secmark".to_owned()),
             _ => return None,
         };
-        let value = self.value(register, read.ty);
+        let value = match (self.value(register, read.ty), &target) {
+            // A traffic class, as nft and tc print it.
+            (Expr::Int(class), Target::Priority) => {
+                Expr::Name(format!("{:x}:{:x}", class >> 16, class & 0xffff))
+            }
+            (value, _) => value,
+        };
         self.push(Statement::Assign { target, value });
         Some(())
     }

@@ -183,7 +183,11 @@ impl RawSet {
     /// The set with keys read as `types`: those of the expressions that look it up.
     pub fn decode_as(&self, types: Option<&[Type]>, links: &Links) -> NftSet {
         let mut set = NftSet {
-            name: self.name.clone(),
+            // The kernel's name for a rule's own set says nothing.
+            name: match self.anonymous() {
+                true => String::new(),
+                false => self.name.clone(),
+            },
             constant: self.flags & CONSTANT != 0,
             interval: self.flags & INTERVAL != 0,
             dynamic: self.flags & EVAL != 0,

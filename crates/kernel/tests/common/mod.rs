@@ -1,7 +1,7 @@
 //! Helpers of the live tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code)]
 
-use reach::ir::{Family, Match, Statement};
+use reach::ir::{Expr, Family, Key, Match, RuleVerdict, SetRef, Statement, Values};
 use reach::parse::{Dumps, combine};
 use reach::{Backend, Ruleset};
 use std::io::Write;
@@ -80,6 +80,10 @@ pub fn normal(ruleset: &Ruleset) -> Ruleset {
             chain.comment = None;
             for rule in &mut chain.rules {
                 rule.statements.iter_mut().for_each(normal_statement);
+                drop_implied(&mut rule.statements);
+                if matches!(table.family, Family::Bridge | Family::Netdev) {
+                    rule.statements.iter_mut().for_each(version_not_type);
+                }
             }
         }
     }
@@ -87,11 +91,24 @@ pub fn normal(ruleset: &Ruleset) -> Ruleset {
 }
 
 fn normal_statement(s: &mut Statement) {
-    let Statement::Match(m) = s else { return };
+    match s {
+        Statement::Match(m) => normal_match(m),
+        Statement::VerdictMap { map, .. } | Statement::ObjectMap { map, .. } => normal_set(map),
+        Statement::Assign { value, .. } => normal_expr(value),
+        Statement::Nat(nat) => {
+            nat.addr.iter_mut().for_each(normal_expr);
+            nat.port.iter_mut().for_each(normal_expr);
+        }
+        Statement::SetUpdate(u) => u.conditions.iter_mut().for_each(|c| c.text.clear()),
+        _ => {}
+    }
+}
+
+fn normal_match(m: &mut Match) {
     // "(x & bits) == 0" and "none of these bits" are one condition.
     if let Match::Cmp { of, negate, values } = m
         && let Some(mask) = of.mask
-        && *values == reach::ir::Values::int(0)
+        && *values == Values::int(0)
     {
         *m = Match::Bits {
             key: of.key.clone(),
@@ -99,6 +116,72 @@ fn normal_statement(s: &mut Statement) {
             bits: mask as u64,
         };
     }
+    if let Match::Lookup { set, .. } = m {
+        normal_set(set);
+    }
+}
+
+fn normal_expr(e: &mut Expr) {
+    if let Expr::Map { map, .. } = e {
+        normal_set(map);
+    }
+}
+
+/// The order of elements says nothing, nor do the flags of a rule's own set.
+fn normal_set(set: &mut SetRef) {
+    if let SetRef::Anonymous(set) = set {
+        set.name.clear();
+        set.constant = true;
+        set.interval = false;
+        set.elements.sort_by_cached_key(|e| format!("{:?}", e.key));
+    }
+}
+
+/// On frames nft asks for the EtherType where it asks for the IP version elsewhere.
+fn version_not_type(s: &mut Statement) {
+    let Statement::Match(Match::Cmp { of, values, .. }) = s else {
+        return;
+    };
+    for (ether, version) in [(0x0800, 2), (0x86dd, 10)] {
+        if of.key == Key::EtherType && *values == Values::int(ether) {
+            of.key = Key::NfProto;
+            *values = Values::int(version);
+        }
+    }
+}
+
+/// nft adds matches that a later one needs, and does not print them: the IP version before ICMP,
+/// before `reject with icmp…` and before extension headers, Ethernet before its addresses.
+fn drop_implied(statements: &mut Vec<Statement>) {
+    let key_of = |s: &Statement| match s {
+        Statement::Match(Match::Cmp { of, .. }) => Some(of.key.clone()),
+        Statement::Match(Match::Bits { key, .. }) => Some(key.clone()),
+        _ => None,
+    };
+    let keys: Vec<Key> = statements.iter().filter_map(key_of).collect();
+    let icmp = [Key::IcmpType, Key::IcmpCode, Key::Icmp6Type, Key::Icmp6Code];
+    let rejects = statements.iter().any(|s| {
+        matches!(s, Statement::Verdict(RuleVerdict::Reject { with }) if with.starts_with("icmp"))
+    });
+    let hashes = format!("{statements:?}").contains("Hash {");
+    let other = keys.iter().any(|k| matches!(k, Key::Other(_)));
+    let version = rejects || hashes || other || keys.iter().any(|k| icmp.contains(k));
+    let ether = [Key::EtherSaddr, Key::EtherDaddr];
+    let ether = keys.iter().any(|k| ether.contains(k));
+    statements.retain(|s| {
+        let Statement::Match(Match::Cmp {
+            of,
+            negate: false,
+            values,
+        }) = s
+        else {
+            return true;
+        };
+        let v4 = *values == Values::int(2) || *values == Values::int(10);
+        let implied = (version && of.key == Key::NfProto && v4)
+            || (ether && of.key == Key::IifType && *values == Values::int(1));
+        !implied
+    });
 }
 
 /// Where two rulesets differ, for a reader; `None` when nowhere.
