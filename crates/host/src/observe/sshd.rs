@@ -173,6 +173,23 @@ fn serves_one(process: &Process) -> bool {
     own_program || (session && !process.cmdline.join(" ").contains("[listener]"))
 }
 
+/// True when somebody is logged in over the connection that these processes hold. Before that, sshd's
+/// processes are called `sshd: root [priv]`, `sshd: unknown [net]` or `sshd: [accepted]`; afterwards
+/// one of them is `sshd: NAME@TTY` (OpenSSH, session_proctitle and sshd.c). Whoever merely knocks
+/// must never count as an operator: what operators get is not for attackers.
+fn logged_in(owners: &[&Process]) -> bool {
+    owners.iter().any(|process| {
+        let title = process.cmdline.join(" ");
+        let title = title.trim_end();
+        let who = title
+            .strip_prefix("sshd: ")
+            .or_else(|| title.strip_prefix("sshd-session: "));
+        who.is_some_and(|who| {
+            who.contains('@') && !who.ends_with(']') && !who.contains(" [listener]")
+        })
+    })
+}
+
 /// Ports where root's sshd, or systemd for it, listens.
 pub(super) fn listening(sockets: &[Socket], processes: &Processes) -> BTreeSet<u16> {
     sockets
@@ -303,26 +320,31 @@ pub(super) fn sessions(
             Uncertain::Names,
         );
     }
+    // Without root the processes cannot be told apart, and nobody can plan on what is seen.
+    let all = !nix::unistd::geteuid().is_root();
     let mut sessions: Vec<Session> = connections
         .iter()
         .filter(|connection| found.contains(&connection.inode))
         .filter(|connection| connection.inode != 0 || ports.contains(&connection.local_port))
-        .map(|connection| {
+        .filter_map(|connection| {
             let owners = processes.owners(connection.inode);
             let own = owners.iter().any(|process| above.contains(&process.pid))
                 || own_hint == Some((connection.peer, connection.peer_port));
+            if !(all || own || logged_in(&owners)) {
+                return None;
+            }
             let process = owners
                 .iter()
                 .find(|process| is_root_sshd(process, processes))
                 .or(owners.first());
-            Session {
+            Some(Session {
                 peer: connection.peer.to_canonical(),
                 peer_port: connection.peer_port,
                 local: connection.local.to_canonical(),
                 local_port: connection.local_port,
                 pid: process.map(|process| process.pid),
                 own,
-            }
+            })
         })
         .collect();
     sessions.sort();
@@ -445,6 +467,34 @@ mod tests {
             ("/usr/sbin/sshd", "/usr/sbin/sshd", false),
         ] {
             assert_eq!(serves_one(&process(title, exe)), expected, "{title}");
+        }
+    }
+
+    #[test]
+    fn who_merely_knocks_is_no_operator() {
+        let process = |title: &str| Process {
+            cmdline: vec![title.to_owned()],
+            ..Process::default()
+        };
+        for (titles, expected) in [
+            (&["sshd: root@pts/0"][..], true),
+            (&["sshd: admin [priv]", "sshd: admin@notty"], true),
+            (&["sshd-session: root@notty"], true),
+            (&["sshd: root [priv]", "sshd: root [net]"], false),
+            (&["sshd: unknown [priv]", "sshd: unknown [net]"], false),
+            (&["sshd: [accepted]"], false),
+            (&["sshd-auth: root [net]"], false),
+            // A user with an @ in the name, not yet logged in.
+            (&["sshd: a@pts/0 [priv]", "sshd: a@pts/0 [net]"], false),
+            (
+                &["sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups"],
+                false,
+            ),
+            (&[], false),
+        ] {
+            let owners: Vec<Process> = titles.iter().map(|title| process(title)).collect();
+            let owners: Vec<&Process> = owners.iter().collect();
+            assert_eq!(logged_in(&owners), expected, "{titles:?}");
         }
     }
 
