@@ -341,9 +341,6 @@ pub struct Lab {
     /// Keep the hosts until Enter is pressed, to look around
     #[arg(long)]
     pub keep: bool,
-    /// Remove what an interrupted story left behind
-    #[arg(long, hide = true)]
-    pub reap: bool,
 }
 
 /// Reads `700ms`, `90s`, `2m`, `1h`.

@@ -17,15 +17,12 @@ const SOON: Duration = Duration::from_secs(2);
 
 /// Tells the story; exits 1 when a step did not end as it should.
 pub fn run(global: &Global, args: &Lab) -> Result<Exit, CliError> {
-    if args.reap {
-        return reap();
-    }
     lab::need_root().map_err(|error| {
         CliError::unsure("the lab makes whole machines, and that needs root")
             .because(&error)
             .hint("run it with sudo; nothing on this machine is touched")
     })?;
-    leave_nothing_behind()?;
+    lab::end_on_signals().map_err(lab_failed)?;
     let begun = Instant::now();
     say(&paint(HEAD, "A server for AI, made for this story."))?;
     told(
@@ -206,7 +203,7 @@ impl Story<'_> {
             banned = !neighbour.connect(address::SERVER_LAN, 22, Duration::from_millis(500))?;
         }
         self.expect("the neighbour is banned", banned);
-        let operator = self.operator("uptime -p")?;
+        let operator = self.operator("hostname")?;
         self.expect("the operator is not", operator.success());
         Ok(())
     }
@@ -338,37 +335,4 @@ impl Waits for Machine {
             .operator
             .wait_port(address::SERVER, port, Duration::from_secs(20))
     }
-}
-
-/// Ctrl-C ends this process, and with it every namespace of the lab; a helper that outlives it then
-/// removes the lab's folder.
-fn leave_nothing_behind() -> Result<(), CliError> {
-    ctrlc::set_handler(|| {
-        if let Ok(exe) = std::env::current_exe() {
-            // Without the helper the next lab removes the folder.
-            let _ = std::process::Command::new(exe)
-                .args(["lab", "--reap"])
-                .env_clear()
-                .stdin(std::process::Stdio::null())
-                .spawn();
-        }
-        std::process::exit(130);
-    })
-    .map_err(|error| CliError::unsure("cannot watch for signals").because(&error))
-}
-
-/// Waits until the process that started this one is gone, then removes what its lab left.
-fn reap() -> Result<Exit, CliError> {
-    let parent = nix::unistd::getppid();
-    let end = Instant::now() + Duration::from_secs(10);
-    while nix::unistd::getppid() == parent && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    // The kernel ends the namespaces' processes in its own time.
-    let end = Instant::now() + Duration::from_secs(10);
-    while !lab::existing().is_empty() && Instant::now() < end {
-        lab::reap().map_err(lab_failed)?;
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    Ok(Exit::Clean)
 }
