@@ -24,13 +24,19 @@ pub(crate) fn read() -> Result<(Vec<IpSet>, SetNames), Error> {
     let mut nl = Netlink::open(SockProtocol::NetlinkNetFilter, "ipsets")?;
     let mut request = vec![0u8, 0, 0, 0];
     put(&mut request, ATTR_PROTOCOL, &[PROTOCOL]);
-    // A set takes as many messages as it needs; only its first has the header.
-    let parts = nl.dump(
+    let messages = nl.dump(
         "ipsets",
         SUBSYSTEM << 8 | CMD_LIST,
         &request,
-        |m: Message<'_>| part(Attrs(m.body.get(4..)?)),
+        |m: Message<'_>| Some(m.body.get(4..)?.to_vec()),
     )?;
+    Ok(decode(messages.iter().map(Vec::as_slice)))
+}
+
+/// Pure: sets out of the attributes of each message. A set takes as many messages as it needs;
+/// only its first has the header.
+pub(crate) fn decode<'m>(messages: impl Iterator<Item = &'m [u8]>) -> (Vec<IpSet>, SetNames) {
+    let parts = messages.filter_map(|m| part(Attrs(m)));
     let mut sets: Vec<IpSet> = Vec::new();
     let mut names = SetNames::new();
     for part in parts {
@@ -64,7 +70,7 @@ pub(crate) fn read() -> Result<(Vec<IpSet>, SetNames), Error> {
         // The header of a set never came: nothing is known about it.
         set.incomplete |= set.kind.is_empty();
     }
-    Ok((sets, names))
+    (sets, names)
 }
 
 fn empty(name: &str) -> IpSet {

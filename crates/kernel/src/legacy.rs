@@ -6,7 +6,7 @@
 use crate::Error;
 use crate::xt::{self, Blob, Place, SetNames};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use reach::ir::{Base, Counters, Table};
 use reach::{Backend, Ruleset};
 use std::io::ErrorKind;
@@ -73,35 +73,43 @@ fn get(fd: &OwnedFd, ipv6: bool, option: libc::c_int, buffer: &mut [u8]) -> Resu
 }
 
 fn table(name: &str, ipv6: bool, sets: &SetNames) -> Result<Option<Table>, Error> {
+    let (info, entries) = match raw(name, ipv6) {
+        Ok(raw) => raw,
+        // Gone meanwhile.
+        Err(Error::Kernel {
+            errno: Errno::ENOENT,
+            ..
+        }) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    match decode(name, &info, &entries, ipv6, sets) {
+        Some(table) => Ok(Some(table)),
+        None => Err(Error::malformed(
+            &format!("iptables-legacy table {name}"),
+            "entries",
+        )),
+    }
+}
+
+/// struct ipt_getinfo and the entries of a table that is known to exist.
+pub(crate) fn raw(name: &str, ipv6: bool) -> Result<(Vec<u8>, Vec<u8>), Error> {
     let what = format!("iptables-legacy table {name}");
     let err = |e| Error::kernel(&what, e);
+    if name.len() >= NAME {
+        return Err(Error::malformed(&what, "name"));
+    }
     let family = if ipv6 {
         AddressFamily::Inet6
     } else {
         AddressFamily::Inet
     };
-    let fd = socket(
-        family,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        nix::sys::socket::SockProtocol::Raw,
-    )
-    .map_err(err)?;
-    if name.len() >= NAME {
-        return Ok(None);
-    }
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let fd = socket(family, SockType::Raw, flags, SockProtocol::Raw).map_err(err)?;
     for _ in 0..ATTEMPTS {
         let mut info = vec![0u8; INFO];
         info[..name.len()].copy_from_slice(name.as_bytes());
-        match get(&fd, ipv6, SO_GET_INFO, &mut info) {
-            Ok(_) => {}
-            // Gone meanwhile.
-            Err(Errno::ENOENT) => return Ok(None),
-            Err(e) => return Err(err(e)),
-        }
-        let Some(size) = Blob(&info).u32(80).map(|s| s as usize) else {
-            return Err(Error::malformed(&what, "table information"));
-        };
+        get(&fd, ipv6, SO_GET_INFO, &mut info).map_err(err)?;
+        let size = Blob(&info).u32(80).map_or(0, |s| s as usize);
         if size > MAX_SIZE {
             return Err(Error::malformed(&what, "table beyond 1 GiB"));
         }
@@ -109,15 +117,11 @@ fn table(name: &str, ipv6: bool, sets: &SetNames) -> Result<Option<Table>, Error
         entries[..name.len()].copy_from_slice(name.as_bytes());
         entries[NAME..NAME + 4].copy_from_slice(&(size as u32).to_ne_bytes());
         match get(&fd, ipv6, SO_GET_ENTRIES, &mut entries) {
-            Ok(_) => {}
+            Ok(_) => return Ok((info, entries.split_off(ENTRIES))),
             // The table was replaced by one of another size.
-            Err(Errno::EAGAIN) => continue,
+            Err(Errno::EAGAIN) => {}
             Err(e) => return Err(err(e)),
         }
-        let decoded = decode(name, &info, &entries[ENTRIES..], ipv6, sets);
-        return decoded
-            .map(Some)
-            .ok_or_else(|| Error::malformed(&what, "entries"));
     }
     Err(Error::Unstable {
         what,

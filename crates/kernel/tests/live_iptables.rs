@@ -278,3 +278,175 @@ fn the_whole_vocabulary_line_by_line() {
 fn the_whole_vocabulary_at_once() {
     check(VOCABULARY_4, VOCABULARY_6);
 }
+
+/// A rule of the filter table, from what iptables-save itself would print.
+fn random_rule(random: &mut Random, chains: &[String], v6: bool) -> String {
+    let mut rule = String::new();
+    let address = |random: &mut Random| match v6 {
+        true => format!("{}/{}", random.v6(), 97 + random.below(32)),
+        false => format!("{}/{}", random.v4(), 1 + random.below(32)),
+    };
+    for option in ["-s", "-d"] {
+        if random.chance(25) {
+            let not = if random.chance(20) { "! " } else { "" };
+            rule += &format!(" {not}{option} {}", address(random));
+        }
+    }
+    if random.chance(25) {
+        let not = if random.chance(20) { "! " } else { "" };
+        rule += &format!(
+            " {not}-i {}",
+            random.pick(&["lo", "eth0", "eth+", "br-0a1b+", "wg0"])
+        );
+    }
+    let protocol = random.pick(&["", "", "tcp", "tcp", "udp", "icmp"]);
+    let protocol = if v6 && protocol == "icmp" {
+        "ipv6-icmp"
+    } else {
+        protocol
+    };
+    if !protocol.is_empty() {
+        let not = if random.chance(10) { "! " } else { "" };
+        rule += &format!(" {not}-p {protocol}");
+        if not.is_empty() {
+            rule += &match protocol {
+                "tcp" | "udp" => match random.below(4) {
+                    0 => format!(" -m {protocol} --dport {}", random.port()),
+                    1 => {
+                        let (a, b) = (random.port(), random.port());
+                        let not = random.pick(&["", " !"]);
+                        format!(" -m {protocol}{not} --sport {}:{}", a.min(b), a.max(b))
+                    }
+                    2 => format!(
+                        " -m multiport --dports {},{},{}:{}",
+                        random.port(),
+                        random.port(),
+                        100,
+                        100 + random.below(500)
+                    ),
+                    _ => String::new(),
+                },
+                "icmp" => format!(" -m icmp --icmp-type {}", random.below(40)),
+                _ => format!(" -m icmp6 --icmpv6-type {}", 1 + random.below(200)),
+            };
+        }
+    }
+    for _ in 0..random.below(3) {
+        let mask = if v6 {
+            "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
+        } else {
+            "255.255.255.255"
+        };
+        let number = random.below(1 << 16);
+        rule += &match random.below(12) {
+            0 => format!(
+                " -m conntrack --ctstate {}",
+                random.pick(&[
+                    "NEW",
+                    "RELATED,ESTABLISHED",
+                    "INVALID",
+                    "UNTRACKED",
+                    "NEW,SNAT"
+                ])
+            ),
+            1 => format!(" -m mark --mark {number:#x}/0xffff"),
+            2 => format!(" -m mark ! --mark {number:#x}"),
+            3 => format!(" -m connmark --mark {number:#x}"),
+            4 => format!(
+                " -m limit --limit {}/{} --limit-burst {}",
+                1 + random.below(50),
+                random.pick(&["sec", "min", "hour", "day"]),
+                1 + random.below(90)
+            ),
+            5 => format!(
+                " -m recent --{} --seconds {} --hitcount {} --name n{} --mask {mask} --rsource",
+                random.pick(&["rcheck", "update"]),
+                1 + random.below(900),
+                1 + random.below(9),
+                random.below(3)
+            ),
+            6 => format!(
+                " -m addrtype --{}-type {}",
+                random.pick(&["src", "dst"]),
+                random.pick(&["LOCAL", "MULTICAST", "UNICAST,LOCAL"])
+            ),
+            7 => format!(
+                " -m length --length {}:{}",
+                random.below(99),
+                100 + random.below(900)
+            ),
+            8 => format!(
+                " -m pkttype --pkt-type {}",
+                random.pick(&["unicast", "broadcast", "multicast"])
+            ),
+            9 => format!(
+                " -m comment --comment \"{}\"",
+                random.pick(&["one", "two words", "it\\'s -j ACCEPT", "a \\\"b\\\" \\\\"])
+            ),
+            10 => format!(
+                " -m statistic --mode nth --every {} --packet 0",
+                2 + random.below(9)
+            ),
+            _ => format!(
+                " -m hashlimit --hashlimit-upto {}/min --hashlimit-burst {} --hashlimit-mode srcip --hashlimit-name h{}",
+                1 + random.below(60),
+                1 + random.below(20),
+                random.next() % 1_000_000
+            ),
+        };
+    }
+    let reject = if v6 {
+        "icmp6-port-unreachable"
+    } else {
+        "icmp-port-unreachable"
+    };
+    rule += &match random.below(9) {
+        0 | 1 => " -j ACCEPT".to_owned(),
+        2 => " -j DROP".to_owned(),
+        3 => " -j RETURN".to_owned(),
+        4 => format!(" -j REJECT --reject-with {reject}"),
+        5 => " -j LOG --log-prefix \"[UFW BLOCK] \"".to_owned(),
+        6 => format!(
+            " -{} {}",
+            random.pick(&["j", "g"]),
+            chains[random.below(chains.len() as u64) as usize]
+        ),
+        7 => String::new(),
+        _ => format!(" -j NFLOG --nflog-group {}", 1 + random.below(9)),
+    };
+    rule
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn hundreds_of_random_rulesets() {
+    let count: u64 = std::env::var("RULESETS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(150);
+    for seed in 0..count {
+        let mut random = Random(seed);
+        let mut dump = |v6: bool| {
+            let chains: Vec<String> = (0..1 + random.below(4))
+                .map(|i| format!("user-{i}"))
+                .collect();
+            let mut text =
+                "*filter\n:INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"
+                    .to_owned();
+            for chain in &chains {
+                text += &format!(":{chain} - [0:0]\n");
+            }
+            for _ in 0..random.below(15) {
+                // Jumps from the built-in chain alone make no loops.
+                text += &format!("-A INPUT{}\n", random_rule(&mut random, &chains, v6));
+            }
+            text + "COMMIT\n"
+        };
+        let (v4, v6) = (dump(false), dump(true));
+        let result = std::panic::catch_unwind(|| check(&v4, &v6));
+        if let Err(e) = result {
+            let e = e.downcast_ref::<String>().cloned().unwrap_or_default();
+            panic!("seed {seed}:\n{v4}{v6}\n{e}");
+        }
+    }
+}

@@ -550,3 +550,6 @@ pub(crate) fn parsed(text: &str, ipv6: bool, backend: Backend) -> Option<Table> 
         Err(_) => None,
     }
 }
+
+#[cfg(test)]
+mod fuzz;
