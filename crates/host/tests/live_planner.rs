@@ -163,7 +163,11 @@ fn every_starting_state_of_ufw_settles_in_one_apply() {
         &["ufw allow 22", "ufw --force enable", "nft flush ruleset"],
     ];
     for before in states {
-        for options in [calm, prune] {
+        // Pruning matters where there is something that the policy does not mention.
+        let more = before
+            .iter()
+            .any(|c| c.contains("8080") || c.contains("11434"));
+        for options in [calm, prune].into_iter().take(1 + usize::from(more)) {
             let status = settles(server, before, &builtin, &options);
             assert!(status.contains("Status: active"), "{status}");
             let bound = Duration::from_millis(700);
