@@ -1,5 +1,10 @@
 //! The guard in front of a real Docker: what gets through, from where, before and after.
 
+#![allow(
+    clippy::expect_used,
+    reason = "a live test may panic: that is how it fails"
+)]
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};

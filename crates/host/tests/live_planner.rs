@@ -1,5 +1,10 @@
 //! Plans made from a real host's facts, carried out with the real programs: then nothing is left to do.
 
+#![allow(
+    clippy::expect_used,
+    reason = "a live test may panic: that is how it fails"
+)]
+
 use host::observe::{from_snapshot, observe, snapshot};
 use lab::{Host, World, address};
 use portcullis_core::host::Host as Facts;

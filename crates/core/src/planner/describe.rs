@@ -10,7 +10,8 @@ pub fn describe(change: &Change) -> String {
     format!("{}  # {}", command(&change.action), clean(&change.why))
 }
 
-fn command(action: &Action) -> String {
+/// What a change does, in one line: the command or the file.
+pub fn command(action: &Action) -> String {
     match action {
         Action::InstallPackages { packages } => {
             let names: Vec<String> = packages.iter().map(|p| clean(p)).collect();

@@ -15,7 +15,7 @@ mod lint;
 mod tests;
 mod ufw;
 
-pub use describe::describe;
+pub use describe::{command, describe};
 pub use files::{
     ACTION_FILE, GUARD_DROPIN, GUARD_FILE, GUARD_UNIT, GUARD_UNIT_FILE, JAIL_FILE, MANAGED_FILES,
     OLLAMA_DROPIN,
