@@ -12,7 +12,7 @@ use host::transaction::{
     self, ApplyError, ApplyOptions, Confirm, Event, Outcome, Progress, Settled, TransactionId,
     Watchdog,
 };
-use portcullis_core::planner::describe;
+use portcullis_core::planner::command;
 use portcullis_core::text::clean;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -194,7 +194,7 @@ impl Progress for Shown {
             }
             Event::Checked => "every change passed its dry run".into(),
             Event::Changing { number, of, change } => {
-                format!("{number}/{of} {}", describe(change))
+                format!("{number}/{of} {}", command(&change.action))
             }
             Event::Applied => "all changes made and read back".into(),
             Event::RollingBack { why } => format!("rolling back: {why}"),

@@ -7,7 +7,7 @@ use crate::render::style::{DIM, GOOD, WARN, cell, paint};
 use host::transaction::{
     self, Caller, ConfirmError, Entry, Phase, RollbackError, RollbackOptions, TransactionId,
 };
-use portcullis_core::planner::describe;
+use portcullis_core::planner::command;
 use portcullis_core::text::clean;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -134,7 +134,7 @@ fn wire(entry: &Entry) -> Wire {
             .plan
             .iter()
             .flat_map(|plan| &plan.changes)
-            .map(describe)
+            .map(|change| command(&change.action))
             .collect(),
         made: entry.made,
         confirmed_by: entry.confirmed_by.clone(),

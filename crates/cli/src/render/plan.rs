@@ -1,13 +1,13 @@
 //! A plan as a readable diff.
 
-use super::style::{DIM, GOOD, HEAD, WIDTH, paint, wrap};
+use super::style::{DIM, GOOD, HEAD, WIDTH, fit, paint, wrap};
 use portcullis_core::plan::{Action, Change, Plan};
-use portcullis_core::planner::describe;
+use portcullis_core::planner::command;
 use portcullis_core::text::clean;
 use std::fmt::Write as _;
 
 /// Lines of a file that are shown of each change before the rest is counted.
-const SHOWN_LINES: usize = 12;
+const SHOWN_LINES: usize = 8;
 
 /// The numbered changes with their reasons, then the remarks.
 pub fn text(plan: &Plan, policy: &str, advice: bool) -> String {
@@ -65,7 +65,7 @@ fn count(changes: usize) -> String {
 }
 
 fn one(out: &mut String, number: usize, change: &Change) {
-    let _ = writeln!(out, "\n{number:>3}. {}", clean(&describe(change)));
+    let _ = writeln!(out, "\n{number:>3}. {}", command(&change.action));
     for line in wrap(&clean(&change.why), WIDTH - 5) {
         let _ = writeln!(out, "     {}", paint(DIM, line));
     }
@@ -83,8 +83,8 @@ fn added(out: &mut String, text: &str) {
         .filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'))
         .collect();
     for line in lines.iter().take(SHOWN_LINES) {
-        let shown = line.replace('\t', "  ");
-        let _ = writeln!(out, "     {}", paint(GOOD, format!("+ {}", clean(&shown))));
+        let shown = fit(&clean(&line.replace('\t', "  ")), WIDTH - 7);
+        let _ = writeln!(out, "     {}", paint(GOOD, format!("+ {shown}")));
     }
     if lines.len() > SHOWN_LINES {
         let more = format!("  … {} more lines", lines.len() - SHOWN_LINES);

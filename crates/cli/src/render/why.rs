@@ -5,8 +5,11 @@ use super::style::{DIM, HEAD, paint};
 use portcullis_core::host::Host;
 use portcullis_core::text::clean;
 use portcullis_core::why::{Question, Way};
-use reach::{Delivery, Owner, Piece, RuleRef, Verdict};
+use reach::{AddrSet, Delivery, Owner, Piece, RuleRef, Verdict};
 use std::fmt::Write as _;
+
+/// Prefixes that are named as an exception at the most.
+const EXCEPT: usize = 4;
 
 /// One block a place: what happens to whom, the rules on the way, and whose they are.
 pub fn text(host: &Host, question: &Question, ways: &[Way]) -> String {
@@ -31,15 +34,34 @@ pub fn text(host: &Host, question: &Question, ways: &[Way]) -> String {
                 )
             )
         );
+        let everybody = way
+            .answer
+            .pieces
+            .iter()
+            .fold(AddrSet::empty(), |all, piece| all.union(&piece.sources));
         for piece in &way.answer.pieces {
-            one(&mut out, host, piece);
+            one(&mut out, host, piece, &everybody);
         }
     }
     out
 }
 
-fn one(out: &mut String, host: &Host, piece: &Piece) {
-    let _ = writeln!(out, "  {} {}", word(piece.verdict), named(&piece.sources));
+/// The sources of a piece next to all that were asked about.
+fn whom(sources: &AddrSet, everybody: &AddrSet) -> String {
+    let rest = everybody.subtract(sources);
+    if rest.is_empty() && sources.to_cidrs().len() > 1 {
+        return "everybody there".into();
+    }
+    let few = rest.to_cidrs().len() <= EXCEPT;
+    if few && sources.to_cidrs().len() > EXCEPT {
+        return format!("everybody there except {}", named(&rest));
+    }
+    named(sources)
+}
+
+fn one(out: &mut String, host: &Host, piece: &Piece, everybody: &AddrSet) {
+    let whom = whom(&piece.sources, everybody);
+    let _ = writeln!(out, "  {} {whom}", word(piece.verdict));
     if let Some(delivered) = &piece.delivered
         && matches!(piece.verdict, Verdict::Accept | Verdict::Conditional)
     {
