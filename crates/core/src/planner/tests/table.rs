@@ -555,3 +555,39 @@ fn managed_files_cover_the_catalog() {
         }
     }
 }
+
+/// The engine can follow the guard: nothing in it is unknown, and it reads the verdicts that were meant.
+#[test]
+fn the_engine_understands_the_guard() {
+    let policy = policy(
+        "version = 1\n[[allow]]\nport = \"ssh\"\nfrom = \"anywhere\"\n[[allow]]\nport = 8080\nfrom = [\"192.168.1.0/24\", \"10.1.2.3\", \"fd42:1::/64\"]\n[[allow]]\nport = 53\nproto = \"udp\"\nfrom = \"internet\"\n",
+    );
+    let mut host = debian12();
+    let mut bridge = interface(9, "br0", &[]);
+    bridge.kind = Some("bridge".into());
+    host.net.interfaces.push(bridge);
+    host.net.interfaces[1].master = Some(9);
+    let text = guard::ruleset(&host, &policy).unwrap();
+    // A listing has the table alone, without the commands before it.
+    let listing = &text[text.find("table inet portcullis {").unwrap()..];
+    let (rules, odd) = reach::parse::nft(listing);
+    assert!(odd.is_empty(), "{odd:?}");
+    let table = rules
+        .table(Family::Inet, "portcullis", Backend::Nft)
+        .expect("the table");
+    for chain in &table.chains {
+        for rule in &chain.rules {
+            for statement in &rule.statements {
+                let known = !matches!(
+                    statement,
+                    reach::ir::Statement::Unknown { .. }
+                        | reach::ir::Statement::Match(reach::ir::Match::Unknown { .. })
+                );
+                assert!(known, "{rule:?}");
+            }
+        }
+    }
+    // Read back from its own text it is the guard that was wanted.
+    host.rules = rules;
+    assert!(guard::is_loaded(&host, &policy).unwrap());
+}
