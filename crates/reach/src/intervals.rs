@@ -246,7 +246,7 @@ pub(crate) struct Pending<T> {
     chunks: Vec<Ivs<T>>,
 }
 
-const CHUNK: usize = 256;
+const CHUNK: usize = 96;
 
 impl<T: Unit> Pending<T> {
     pub(crate) fn new(ivs: Ivs<T>) -> Self {

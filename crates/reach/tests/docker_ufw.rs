@@ -1,5 +1,6 @@
 //! Docker 20.10 behind UFW's default deny, host port 11434 published to a container's port 80: what is true, case by
 //! case. Each case is a row of what people try; the truth was found with real Docker, ufw and packets.
+#![allow(clippy::unwrap_used)] // A test may fail so.
 mod host;
 use host::{fate, host, piece, rules, tcp};
 use reach::{Answer, Delivery, Engine, Net, World};

@@ -1,4 +1,5 @@
 //! One hook alone: what `portcullis reach` answers from rule dumps.
+#![allow(clippy::unwrap_used)] // A test may fail so.
 use reach::{Answer, Backend, CtState, Hook, HookQuery, Proto, Ruleset, parse, walk_hook};
 
 fn rules(save: &str) -> Ruleset {

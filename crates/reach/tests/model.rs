@@ -1,5 +1,6 @@
 //! The walk over sets against a plain interpreter that takes one client address at a time and tries every way that an
 //! undecided match can go.
+#![allow(clippy::unwrap_used)] // A test may fail so.
 use proptest::prelude::*;
 use reach::ir::*;
 use reach::{AddrSet, Backend, CtState, Hook, HookQuery, Proto, Ruleset, Verdict, walk_hook};

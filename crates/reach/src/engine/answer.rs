@@ -250,7 +250,9 @@ impl<T: Unit> Best<T> {
                 Verdict::Conditional => &conditional,
                 _ => &blocked,
             };
-            piece.sources = piece.sources.intersect(whole);
+            if !piece.sources.is_subset(whole) {
+                piece.sources = piece.sources.intersect(whole);
+            }
             Some(piece).filter(|p| !p.sources.is_empty())
         };
         let mut pieces: Vec<Piece> = self
@@ -259,7 +261,7 @@ impl<T: Unit> Best<T> {
             .chain(self.blocked)
             .filter_map(narrow)
             .collect();
-        pieces.sort_by_key(|p| p.sources.first());
+        pieces.sort_by_cached_key(|p| p.sources.first());
         Answer {
             admitted,
             conditional,

@@ -89,12 +89,10 @@ impl<'a, T: Unit> Walk<'a, T> {
             })
             .collect();
         if let Some(data) = fallback {
-            let taken = groups.iter().filter(|g| g.sure);
-            let rest = taken.fold(Some(vec![(T::MIN, T::MAX)]), |rest, group| {
-                match (&rest, &group.clients) {
-                    (Some(rest), Some(clients)) => Some(intervals::subtract(rest, clients)),
-                    _ => None,
-                }
+            let mut taken = groups.iter().filter(|g| g.sure);
+            let rest = taken.try_fold(vec![(T::MIN, T::MAX)], |rest, group| {
+                let clients = group.clients.as_ref()?;
+                Some(intervals::subtract(&rest, clients))
             });
             // An exact element goes before the catch-all.
             if let Some(rest) = rest {

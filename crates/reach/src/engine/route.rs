@@ -238,11 +238,11 @@ impl<'a, T: Unit> Routing<'a, T> {
     /// Parts of `set` by the way that their packets go.
     pub(super) fn route(&self, ask: &Ask<'_>, set: Ivs<T>) -> Vec<Routed<T>> {
         let mut out = vec![];
-        self.from_rule(0, ask, set, false, &mut out);
+        self.walk_rules(0, ask, set, false, &mut out);
         out
     }
 
-    fn from_rule(
+    fn walk_rules(
         &self,
         first: usize,
         ask: &Ask<'_>,
@@ -285,7 +285,7 @@ impl<'a, T: Unit> Routing<'a, T> {
                 found = part.clone();
                 if at > index {
                     let mut inner = vec![];
-                    self.from_rule(at, ask, part, unsure, &mut inner);
+                    self.walk_rules(at, ask, part, unsure, &mut inner);
                     inner.into_iter().for_each(|r| emit(r.set, r.way, r.maybe));
                 }
             } else if let PolicyAction::Table { table } = rule.action {

@@ -1,5 +1,6 @@
 //! Why: the steps that led to a decision, kept as a tree so that 100,000 decisions share their beginnings.
 use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 
 use super::compile::Compiled;
 use crate::ir::Policy;
@@ -34,6 +35,8 @@ struct Entry {
     what: What,
     /// What it depends on, where it is not sure.
     conditions: Vec<String>,
+    /// Nothing on the way here is undecided.
+    sure: bool,
 }
 
 /// The steps of one question.
@@ -48,6 +51,7 @@ impl Trace {
             parent: ROOT,
             what: What::Root,
             conditions: vec![],
+            sure: true,
         };
         Trace {
             entries: vec![root],
@@ -59,15 +63,18 @@ impl Trace {
         let entry = Entry {
             parent,
             what,
+            sure: conditions.is_empty() && self.is_sure(parent),
             conditions: conditions.to_vec(),
         };
-        if let Some(node) = self.known.get(&entry) {
-            return *node;
-        }
         let node = self.entries.len() as Node;
-        self.entries.push(entry.clone());
-        self.known.insert(entry, node);
-        node
+        match self.known.entry(entry) {
+            Occupied(known) => *known.get(),
+            Vacant(new) => {
+                self.entries.push(new.key().clone());
+                new.insert(node);
+                node
+            }
+        }
     }
     fn way(&self, node: Node) -> Vec<&Entry> {
         let mut way = vec![];
@@ -82,7 +89,7 @@ impl Trace {
     }
     /// True when the way to this step has no undecided match.
     pub(super) fn is_sure(&self, node: Node) -> bool {
-        self.way(node).iter().all(|e| e.conditions.is_empty())
+        self.entries[node as usize].sure
     }
     /// What the way to this step depends on.
     pub(super) fn conditions(&self, node: Node) -> Vec<String> {

@@ -52,7 +52,7 @@ impl<'a, T: Unit> Walk<'a, T> {
         }
         let interface = self.net().and_then(|n| n.interface(iif)).cloned();
         if interface.as_ref().is_some_and(|i| i.loopback) {
-            return self.from_here(flow, iif, first);
+            return self.own_packets(flow, iif, first);
         }
         let flows = match &interface {
             Some(interface) => self.below(flow, interface),
@@ -114,7 +114,7 @@ impl<'a, T: Unit> Walk<'a, T> {
     }
 
     /// A connection of this machine to itself, or by its own DNAT to a container.
-    fn from_here(&mut self, mut flow: Flow<T>, iif: &str, first: bool) -> Vec<Flow<T>> {
+    fn own_packets(&mut self, mut flow: Flow<T>, iif: &str, first: bool) -> Vec<Flow<T>> {
         {
             let packet = Rc::make_mut(&mut flow.packet);
             packet.iif = Dev::None;

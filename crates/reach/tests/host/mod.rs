@@ -1,5 +1,5 @@
 //! A host like the ones people have: one NIC, Docker's bridge, UFW.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 use reach::*;
 
 pub fn net(text: &str) -> ipnet::IpNet {
