@@ -61,6 +61,7 @@ pub fn scan(
             asked: ports.to_string(),
             ports: knocked.ports,
             summary: knocked.summary,
+            note: None,
         });
     }
     Ok(report)
@@ -414,6 +415,7 @@ mod tests {
                     filtered: 65535,
                     ..Summary::default()
                 },
+                note: None,
             }],
         };
         assert!(report.inconclusive());

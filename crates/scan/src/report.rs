@@ -32,6 +32,10 @@ pub struct TargetReport {
     pub ports: Vec<PortReport>,
     /// Counts of all.
     pub summary: Summary,
+    /// What a reader has to know about this result: why it is not sure, or that something answers
+    /// for every port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// A port that answered in a way worth a line.

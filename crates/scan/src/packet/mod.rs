@@ -6,8 +6,10 @@
 //! what each round lost, and the scan ends only when the risk of a missed open port is at most
 //! one in a million. Without canaries silence proves nothing and the scan says so.
 
+mod canary;
 mod cookie;
 mod frame;
+mod listen;
 mod plan;
 mod risk;
 mod rounds;
@@ -27,8 +29,8 @@ use std::time::{Duration, Instant};
 pub struct PacketOptions {
     /// Packets per second at the start.
     pub rate: f64,
-    /// Packets per second at the most.
-    pub max_rate: f64,
+    /// Packets per second at the most; `None`: by the path, more where no router stands between.
+    pub max_rate: Option<f64>,
     /// Bound on the whole scan; what is not settled then makes the report partial.
     pub deadline: Duration,
 }
@@ -37,7 +39,7 @@ impl Default for PacketOptions {
     fn default() -> Self {
         PacketOptions {
             rate: 50_000.0,
-            max_rate: 150_000.0,
+            max_rate: None,
             deadline: Duration::from_secs(600),
         }
     }
@@ -122,15 +124,15 @@ fn of_states(
     let mut found = Vec::new();
     for port in ports.iter() {
         let (state, reason) = match outcome.state(index, port) {
-            rounds::OPEN => {
+            listen::OPEN => {
                 summary.open += 1;
                 (PortState::Open, "syn-ack")
             }
-            rounds::CLOSED => {
+            listen::CLOSED => {
                 summary.closed += 1;
                 continue;
             }
-            rounds::SILENT => {
+            listen::SILENT => {
                 summary.filtered += 1;
                 continue;
             }
@@ -153,6 +155,7 @@ fn of_states(
         asked: ports.to_string(),
         ports: found,
         summary,
+        note: outcome.excuses[index].clone(),
     }
 }
 

@@ -1,41 +1,46 @@
 //! The rounds: one thread sends at a paced rate, one reads answers, canaries tell what was lost.
 
 use super::PacketOptions;
-use super::cookie::Cookies;
-use super::frame::{ACK, RST, Reply, SYN, Template, parse};
+use super::canary::{Canaries, FIRST_TRIAL, Failure, PERCHES, SECOND_TRIAL, Sent, is_ssh};
+use super::frame::{Template, Unreachable};
+use super::listen::{CLOSED, OPEN, Shared, Slot, listen};
 use super::plan::Group;
 use super::risk::{SURE, loss_bound, risk};
 use super::wire::{Receiver, Sender};
 use crate::{PortSet, ScanError};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, socket};
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-
-/// No answer yet.
-pub const SILENT: u8 = 0;
-/// SYN-ACK.
-pub const OPEN: u8 = 1;
-/// RST.
-pub const CLOSED: u8 = 2;
 
 /// Rounds after which an unsure scan gives up.
 const MAX_ROUNDS: u32 = 16;
+/// Rounds that a target without any measure gets.
+const BLIND_ROUNDS: usize = 2;
 /// Packets per second that a directly connected link gets at the most.
 const ON_LINK_RATE: f64 = 400_000.0;
+/// Packets per second that a routed path gets at the most.
+const ROUTED_RATE: f64 = 150_000.0;
 /// Canary knocks a target and round.
 const CANARIES: usize = 2048;
-/// Ports of a target that serve as canaries at the most.
-const CANARY_PORTS: usize = 16;
-/// Canary knocks under way at once on one port: a listener's SYN queue is not flooded.
-const CANARY_BACKLOG: u32 = 64;
+/// Canary knocks that even a short round waits for.
+const ENOUGH: usize = 400;
 /// First of our ports: above the range that Linux gives out by itself (ip_local_port_range).
 const FIRST_PORT: u16 = 61_000;
 const LAST_PORT: u16 = 65_535;
-/// Longest first wait for any answer, until a round trip time is known.
+/// Longest wait for an answer until a round trip time is known.
 const FIRST_WAIT: Duration = Duration::from_millis(1000);
+/// Longest wait for an answer ever.
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
+/// How often the rate is judged.
+const EPOCH: Duration = Duration::from_millis(20);
+/// Rest before doubted canaries are asked again.
+const REST: Duration = Duration::from_millis(500);
+/// Rests in one scan at the most.
+const RESTS: u32 = 8;
 /// Ports asked first, to find canaries: what servers like these listen on.
 const LIKELY: [u16; 24] = [
     443, 80, 22, 8080, 8443, 11434, 8000, 3000, 5000, 7860, 8188, 8265, 8888, 6333, 6379, 5432,
@@ -47,41 +52,15 @@ pub struct Outcome {
     states: Vec<AtomicU8>,
     /// Per target: the risk of a missed open port is small enough.
     pub sure: Vec<bool>,
+    /// Per target: why it is not sure.
+    pub excuses: Vec<Option<String>>,
 }
 
 impl Outcome {
-    /// State of a port: [`SILENT`], [`OPEN`], [`CLOSED`] or an `Unreachable` as number.
+    /// State of a port: silent, open, closed or an `Unreachable` as number.
     pub fn state(&self, target: usize, port: u16) -> u8 {
         self.states[target << 16 | usize::from(port)].load(Relaxed)
     }
-}
-
-/// One canary knock of the round under way.
-struct Canary {
-    answered: AtomicBool,
-}
-
-struct Shared<'a> {
-    group: &'a Group,
-    index: HashMap<IpAddr, usize>,
-    cookies: Cookies,
-    sport: u16,
-    states: Vec<AtomicU8>,
-    /// Canary slots of each target, by our port minus the first canary port.
-    canaries: Vec<Vec<Canary>>,
-    /// The port that canary slot i of a target knocks on.
-    canary_port: Vec<Vec<AtomicU32>>,
-    round: AtomicU32,
-    settled: AtomicU64,
-    /// Microseconds since `start` at which the last packet for us came in.
-    last_answer: AtomicU64,
-    /// Longest round trip seen, microseconds.
-    slowest: AtomicU64,
-    /// When the first knocks of the calibration went out, microseconds since `start`.
-    calibrating: AtomicU64,
-    dropped: AtomicU64,
-    stop: AtomicBool,
-    start: Instant,
 }
 
 /// Knocks until it is sure, gives up, or `end` comes.
@@ -95,63 +74,33 @@ pub fn knock(
     let failed = |what| move |source| ScanError::Io { what, source };
     let (_reserved, sport) = reserve(group.source).map_err(failed("no free port to knock from"))?;
     let slots = usize::from(LAST_PORT - sport).min(CANARIES);
-    let count = group.targets.len();
-    let shared = Shared {
-        group,
-        index: group
-            .targets
-            .iter()
-            .enumerate()
-            .map(|(index, target)| (*target, index))
-            .collect(),
-        cookies: Cookies::default(),
-        sport,
-        states: (0..count << 16).map(|_| AtomicU8::new(SILENT)).collect(),
-        canaries: (0..count)
-            .map(|_| {
-                (0..slots)
-                    .map(|_| Canary {
-                        answered: AtomicBool::new(false),
-                    })
-                    .collect()
-            })
-            .collect(),
-        canary_port: (0..count)
-            .map(|_| (0..slots).map(|_| AtomicU32::new(0)).collect())
-            .collect(),
-        round: AtomicU32::new(0),
-        settled: AtomicU64::new(0),
-        last_answer: AtomicU64::new(0),
-        slowest: AtomicU64::new(0),
-        calibrating: AtomicU64::new(u64::MAX),
-        dropped: AtomicU64::new(0),
-        stop: AtomicBool::new(false),
-        start: Instant::now(),
-    };
+    let shared = Shared::new(group, sport, slots);
     let last = sport + slots as u16;
-    let receiver = Receiver::open(&group.link, (sport, last))
-        .map_err(failed("packet sockets need CAP_NET_RAW"))?;
-    let resetter = Sender::open(&group.link).map_err(failed("packet sockets need CAP_NET_RAW"))?;
-    let sender = Sender::open(&group.link).map_err(failed("packet sockets need CAP_NET_RAW"))?;
+    let privileged = "packet sockets need CAP_NET_RAW";
+    let receiver = Receiver::open(&group.link, (sport, last)).map_err(failed(privileged))?;
+    let resetter = Sender::open(&group.link).map_err(failed(privileged))?;
+    let sender = Sender::open(&group.link).map_err(failed(privileged))?;
 
-    let sure = std::thread::scope(|scope| {
+    let verdicts = std::thread::scope(|scope| {
         let listener = scope.spawn(|| listen(&shared, receiver, resetter));
         let result = Rounds::new(&shared, sender, ports, options, end).run(tell);
-        shared.stop.store(true, Relaxed);
+        shared.stop();
         match listener.join() {
             Ok(heard) => heard.and(result),
-            Err(_) => Err(std::io::Error::other("the listening thread failed")),
+            Err(_) => Err(io::Error::other("the listening thread failed")),
         }
     })
     .map_err(failed("knocking failed"))?;
+    let (sure, excuses) = verdicts.into_iter().unzip();
     Ok(Outcome {
         states: shared.states,
         sure,
+        excuses,
     })
 }
 
 /// Binds a port without listening on it, so that no program of this host gets it meanwhile.
-fn reserve(source: IpAddr) -> std::io::Result<(OwnedFd, u16)> {
+fn reserve(source: IpAddr) -> io::Result<(OwnedFd, u16)> {
     let spread = usize::from(LAST_PORT - FIRST_PORT) - CANARIES;
     // Any spot will do; a different one each time keeps two scans apart.
     let offset = std::process::id() as usize % spread;
@@ -176,145 +125,58 @@ fn reserve(source: IpAddr) -> std::io::Result<(OwnedFd, u16)> {
             return Ok((fd, port));
         }
     }
-    Err(std::io::Error::from(std::io::ErrorKind::AddrInUse))
+    Err(io::Error::from(io::ErrorKind::AddrInUse))
 }
 
-// ---- listening ----
-
-fn listen(
-    shared: &Shared<'_>,
-    mut receiver: Receiver,
-    mut resetter: Sender,
-) -> std::io::Result<()> {
-    let resets: Vec<Option<Template>> = shared
-        .group
-        .targets
+/// True when a port need not be knocked on again. "Host unreachable" may be a neighbour that is
+/// slow to answer ARP, and passes.
+fn is_final(state: u8) -> bool {
+    state == OPEN
+        || state == CLOSED
+        || [
+            Unreachable::Port,
+            Unreachable::Prohibited,
+            Unreachable::Protocol,
+        ]
         .iter()
-        .map(|target| Template::rst(shared.group.source, *target))
-        .collect();
-    while !shared.stop.load(Relaxed) {
-        let mut failure = None;
-        receiver.receive(Duration::from_millis(5), |packet| {
-            if let Some((target, sport, dport, seq)) = parse(packet).and_then(|r| hear(shared, r))
-                && let Some(reset) = &resets[target]
-                && let Err(error) = resetter.push(|out| reset.write(out, sport, dport, seq))
-            {
-                failure = Some(error);
-            }
-        })?;
-        // The kernel answers a SYN-ACK that it knows nothing of with a reset too, unless a local
-        // firewall is in the way: half-open connections must not linger at the target.
-        resetter.flush()?;
-        if let Some(error) = failure {
-            return Err(error);
-        }
-        shared
-            .dropped
-            .fetch_add(u64::from(receiver.dropped()), Relaxed);
-    }
-    Ok(())
+        .any(|reason| *reason as u8 == state)
 }
 
-/// Takes note of a reply; an accepted SYN-ACK asks for a reset with these numbers.
-fn hear(shared: &Shared<'_>, reply: Reply) -> Option<(usize, u16, u16, u32)> {
-    let (from, port, own, state) = match reply {
-        Reply::Tcp {
-            from,
-            sport,
-            dport,
-            flags,
-            ..
-        } => {
-            let state = if flags & (SYN | ACK) == SYN | ACK && flags & RST == 0 {
-                OPEN
-            } else if flags & (RST | ACK) == RST | ACK {
-                CLOSED
-            } else {
-                return None;
-            };
-            (from, sport, dport, state)
-        }
-        Reply::Icmp {
-            reason,
-            target,
-            sport,
-            dport,
-            ..
-        } => (target, dport, sport, reason as u8),
-    };
-    let target = *shared.index.get(&from)?;
-    let round = if own == shared.sport {
-        0
-    } else {
-        shared.round.load(Relaxed)
-    };
-    let expect = shared.cookies.sequence(from, own, port, round);
-    let genuine = match reply {
-        Reply::Tcp { ack, .. } => ack == expect.wrapping_add(1),
-        Reply::Icmp { seq, .. } => seq == expect,
-    };
-    if !genuine {
-        return None;
-    }
-    let now = micros(shared.start);
-    shared.last_answer.store(now, Relaxed);
-    if own == shared.sport {
-        let cell = &shared.states[target << 16 | usize::from(port)];
-        let before = cell.load(Relaxed);
-        // An answer of the host itself outranks an ICMP error, an open port outranks all.
-        let better = before == SILENT
-            || (state == OPEN && before != OPEN)
-            || (state == CLOSED && before > CLOSED);
-        if better {
-            cell.store(state, Relaxed);
-        }
-        if before == SILENT {
-            shared.settled.fetch_add(1, Relaxed);
-        }
-        let sent = shared.calibrating.load(Relaxed);
-        if sent != u64::MAX {
-            shared.slowest.fetch_max(now.saturating_sub(sent), Relaxed);
-        }
-    } else if let Some(canary) = own
-        .checked_sub(shared.sport + 1)
-        .and_then(|slot| shared.canaries[target].get(usize::from(slot)))
-    {
-        canary.answered.store(true, Relaxed);
-    }
-    match (reply, state) {
-        (Reply::Tcp { ack, .. }, OPEN) => Some((target, own, port, ack)),
-        _ => None,
-    }
+/// Keeps to a rate; time that was lost is not made up for with a burst.
+struct Pace {
+    due: Instant,
 }
 
-fn micros(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
+impl Pace {
+    fn take(&mut self, packets: u32, rate: f64) {
+        self.due += Duration::from_secs_f64(f64::from(packets) / rate);
+        let now = Instant::now();
+        match self.due.checked_duration_since(now) {
+            Some(ahead) if ahead > Duration::from_micros(100) => std::thread::sleep(ahead),
+            Some(_) => {}
+            None => self.due = self.due.max(now - EPOCH / 4),
+        }
+    }
 }
-
-// ---- sending ----
 
 struct Rounds<'a> {
     shared: &'a Shared<'a>,
     sender: Sender,
     syns: Vec<Option<Template>>,
     ports: Vec<u16>,
+    canaries: Vec<Canaries>,
     max_rate: f64,
     rate: f64,
     end: Instant,
-    /// Bounds on the loss of the rounds so far, a list a target.
+    /// Bounds on the loss of the rounds so far, a list a target; 1 for a round without canaries.
     bounds: Vec<Vec<f64>>,
+    /// Loss that the path has anyway.
     baseline: f64,
-}
-
-/// Where a round's canaries are, a target each.
-struct CanaryPlan {
-    /// Ports to knock on in turn; empty: the target has none.
-    ports: Vec<u16>,
-    sent: usize,
-    /// When each slot was sent, microseconds.
-    times: Vec<u64>,
-    /// Slots before this one were judged for pacing.
-    judged: usize,
+    /// How long an answer may take.
+    patience: Duration,
+    /// Number of the trial or round under way.
+    turn: u32,
+    rests: u32,
 }
 
 impl<'a> Rounds<'a> {
@@ -326,10 +188,10 @@ impl<'a> Rounds<'a> {
         end: Instant,
     ) -> Self {
         let targets = &shared.group.targets;
-        let max_rate = if shared.group.on_link {
-            options.max_rate.max(ON_LINK_RATE)
-        } else {
-            options.max_rate
+        let max_rate = match options.max_rate {
+            Some(rate) => rate,
+            None if shared.group.on_link => ON_LINK_RATE,
+            None => ROUTED_RATE,
         };
         Rounds {
             shared,
@@ -339,52 +201,89 @@ impl<'a> Rounds<'a> {
                 .map(|target| Template::syn(shared.group.source, *target))
                 .collect(),
             ports: shuffled(ports),
+            canaries: targets.iter().map(|_| Canaries::default()).collect(),
             max_rate: max_rate.max(100.0),
             rate: options.rate.clamp(100.0, max_rate.max(100.0)),
             end,
             bounds: vec![Vec::new(); targets.len()],
             baseline: 0.05,
+            patience: FIRST_WAIT,
+            turn: 0,
+            rests: 0,
         }
     }
 
-    fn run(mut self, tell: &mut dyn FnMut(usize)) -> std::io::Result<Vec<bool>> {
+    fn run(mut self, tell: &mut dyn FnMut(usize)) -> io::Result<Vec<(bool, Option<String>)>> {
         self.calibrate()?;
-        for round in 1..=MAX_ROUNDS {
-            self.round(round, tell)?;
-            if self.all_sure() || Instant::now() >= self.end {
-                break;
+        self.trial()?;
+        let mut rounds = 0;
+        let mut cut_short = 0;
+        while rounds < MAX_ROUNDS && !self.all_done() && Instant::now() < self.end {
+            // A round without any canary is cut short as soon as a port can be one.
+            if self.round(cut_short < 3, tell)? {
+                rounds += 1;
+            } else {
+                cut_short += 1;
             }
+            self.trial()?;
         }
-        let sure = (0..self.bounds.len()).map(|t| self.sure(t)).collect();
-        Ok(sure)
+        Ok((0..self.bounds.len())
+            .map(|target| {
+                let sure = self.sure(target);
+                (sure, (!sure).then(|| self.excuse(target)))
+            })
+            .collect())
+    }
+
+    fn excuse(&self, target: usize) -> String {
+        if self.canaries[target].perches.is_empty() {
+            return self.canaries[target].excuse();
+        }
+        if Instant::now() >= self.end {
+            return "the time for the scan was over before it was sure".into();
+        }
+        format!(
+            "too much is lost on the way to be sure: the risk of a missed open port is still {:.0e}",
+            risk(&self.bounds[target])
+        )
     }
 
     /// A target is sure when nothing is silent, or the rounds' losses leave too little risk.
     fn sure(&self, target: usize) -> bool {
-        let silent = self
-            .ports
-            .iter()
-            .any(|port| self.state(target, *port) == SILENT);
-        !silent || (self.bounds[target].len() >= 2 && risk(&self.bounds[target]) <= SURE)
+        self.measured(target)
+            || self
+                .ports
+                .iter()
+                .all(|port| is_final(self.shared.state(target, *port)))
     }
 
-    fn all_sure(&self) -> bool {
-        (0..self.bounds.len()).all(|target| self.sure(target))
+    fn measured(&self, target: usize) -> bool {
+        self.bounds[target].len() >= 2 && risk(&self.bounds[target]) <= SURE
     }
 
-    fn state(&self, target: usize, port: u16) -> u8 {
-        self.shared.states[target << 16 | usize::from(port)].load(Relaxed)
+    /// True when more rounds would tell nothing: there is no measure and none in sight.
+    fn hopeless(&self, target: usize) -> bool {
+        self.canaries[target].perches.is_empty()
+            && self.bounds[target].len() >= BLIND_ROUNDS
+            && self.candidates(target).is_empty()
+    }
+
+    fn done(&self, target: usize) -> bool {
+        self.measured(target) || self.hopeless(target)
+    }
+
+    fn all_done(&self) -> bool {
+        (0..self.bounds.len()).all(|target| self.done(target) || self.sure(target))
     }
 
     /// Asks a few likely ports first: they give the round trip time and the first canaries.
-    fn calibrate(&mut self) -> std::io::Result<()> {
+    fn calibrate(&mut self) -> io::Result<()> {
         let likely: Vec<u16> = LIKELY
             .into_iter()
             .filter(|port| self.ports.contains(port))
             .chain(self.ports.iter().copied().take(40))
             .collect();
-        let sent = micros(self.shared.start);
-        self.shared.calibrating.store(sent, Relaxed);
+        let sent = self.shared.now();
         for port in likely {
             for target in 0..self.syns.len() {
                 self.knock(target, port)?;
@@ -394,81 +293,84 @@ impl<'a> Rounds<'a> {
         let begun = Instant::now();
         loop {
             std::thread::sleep(Duration::from_millis(2));
-            let waited = begun.elapsed();
-            let quiet = micros(self.shared.start)
-                .saturating_sub(self.shared.last_answer.load(Relaxed).max(sent));
-            let heard = self.shared.last_answer.load(Relaxed) >= sent;
+            let last = self.shared.last_answer.load(Relaxed);
+            let quiet = self.shared.now().wrapping_sub(last);
             // Once something answered, twice its time without more is enough.
-            let slowest = self.shared.slowest.load(Relaxed);
-            if waited >= FIRST_WAIT || (heard && quiet > 2 * slowest + 10_000) {
-                break;
+            let far = last.wrapping_sub(sent);
+            if begun.elapsed() >= FIRST_WAIT
+                || (last != 0 && quiet > far.saturating_mul(2).saturating_add(10_000))
+            {
+                return Ok(());
             }
         }
-        self.shared.calibrating.store(u64::MAX, Relaxed);
-        Ok(())
     }
 
-    /// Longest wait for an answer: what was seen, with room for a queue that fills.
-    fn patience(&self) -> Duration {
-        match self.shared.slowest.load(Relaxed) {
-            0 => FIRST_WAIT,
-            slowest => Duration::from_micros(2 * slowest + 20_000).min(FIRST_WAIT * 3),
-        }
-    }
-
-    fn round(&mut self, round: u32, tell: &mut dyn FnMut(usize)) -> std::io::Result<()> {
-        let mut plans = self.canary_plans(round);
-        let pace_start = Instant::now();
-        let mut due = 0.0f64;
-        let mut sent = 0u64;
+    /// One pass over what is silent; false when it was cut short because canaries can be had now.
+    fn round(&mut self, may_cut: bool, tell: &mut dyn FnMut(usize)) -> io::Result<bool> {
+        self.begin_turn();
+        let mut pace = Pace {
+            due: Instant::now(),
+        };
         let mut epoch = Instant::now();
-        let canary_every = (self.ports.len() * self.syns.len() / CANARIES.max(1)).clamp(1, 32);
+        let mut cut = false;
+        let mut unpaced = 0;
+        let answered = self.shared.last_answer.load(Relaxed);
+        let canary_every = (self.ports.len() * self.syns.len() / CANARIES).clamp(1, 32);
         let ports = std::mem::take(&mut self.ports);
+        let done: Vec<bool> = (0..self.syns.len()).map(|t| self.done(t)).collect();
         for (number, port) in ports.iter().enumerate() {
-            for target in 0..self.syns.len() {
-                if self.state(target, *port) != SILENT || self.sure_without(target) {
+            for (target, done) in done.iter().enumerate() {
+                if *done || is_final(self.shared.state(target, *port)) {
                     continue;
                 }
                 self.knock(target, *port)?;
-                sent += 1;
-                due += 1.0 / self.rate;
-                if sent % 64 == 0 {
-                    self.pace(pace_start, due);
+                unpaced += 1;
+                if unpaced >= 64 {
+                    pace.take(unpaced, self.rate);
+                    unpaced = 0;
                 }
             }
             if number % canary_every == 0 {
-                for (target, plan) in plans.iter_mut().enumerate() {
-                    if self.canary(target, plan, round)? {
-                        due += 1.0 / self.rate;
+                for (target, done) in done.iter().enumerate() {
+                    if !done {
+                        unpaced += u32::from(self.canary(target)?);
                     }
                 }
             }
-            if epoch.elapsed() >= Duration::from_millis(20) {
+            if epoch.elapsed() >= EPOCH {
                 epoch = Instant::now();
-                self.adapt(&mut plans);
+                self.adapt()?;
                 tell(self.shared.settled.load(Relaxed) as usize);
-                if Instant::now() >= self.end {
+                if epoch >= self.end {
+                    break;
+                }
+                let blind = self.canaries.iter().all(|c| c.perches.is_empty());
+                let news = self.shared.last_answer.load(Relaxed) != answered;
+                if may_cut && blind && news && self.found_candidate(&ports) {
+                    cut = true;
                     break;
                 }
             }
         }
         self.ports = ports;
         self.sender.flush()?;
-        self.finish_canaries(&mut plans, round)?;
-        std::thread::sleep(self.patience());
-        for (target, plan) in plans.iter().enumerate() {
-            let bound = self.judge(target, plan);
-            self.bounds[target].push(bound);
+        if cut {
+            return Ok(false);
         }
+        self.finish_canaries(&done)?;
+        std::thread::sleep(self.patience);
+        for (target, done) in done.iter().enumerate() {
+            if !done {
+                let bound = self.judge(target);
+                self.bounds[target].push(bound);
+            }
+        }
+        self.learn_patience();
         tell(self.shared.settled.load(Relaxed) as usize);
-        Ok(())
+        Ok(true)
     }
 
-    fn sure_without(&self, target: usize) -> bool {
-        self.bounds[target].len() >= 2 && risk(&self.bounds[target]) <= SURE
-    }
-
-    fn knock(&mut self, target: usize, port: u16) -> std::io::Result<()> {
+    fn knock(&mut self, target: usize, port: u16) -> io::Result<()> {
         let address = self.shared.group.targets[target];
         let sport = self.shared.sport;
         let seq = self.shared.cookies.sequence(address, sport, port, 0);
@@ -478,89 +380,222 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    fn pace(&self, start: Instant, due: f64) {
-        let ahead = due - start.elapsed().as_secs_f64();
-        if ahead > 0.0001 {
-            std::thread::sleep(Duration::from_secs_f64(ahead.min(0.05)));
+    // ---- canaries ----
+
+    /// A new number for the cookies of canaries; what is still under way counts no more.
+    fn begin_turn(&mut self) {
+        self.turn += 1;
+        self.shared.round.store(self.turn, Relaxed);
+        for slot in self.shared.slots.iter().flatten() {
+            slot.answered.store(0, Relaxed);
+            slot.refused.store(false, Relaxed);
+        }
+        for canaries in &mut self.canaries {
+            canaries.begin();
         }
     }
 
-    // ---- canaries ----
+    /// Ports that may become canaries: open ones, else closed ones, else those of ssh, but these
+    /// only after every other port was asked.
+    fn candidates(&self, target: usize) -> Vec<u16> {
+        let canaries = &self.canaries[target];
+        let of = |wanted: u8, ssh: bool| -> Vec<u16> {
+            self.ports
+                .iter()
+                .copied()
+                .filter(|port| is_ssh(*port) == ssh && self.shared.state(target, *port) == wanted)
+                .filter(|port| !canaries.has_failed(*port))
+                .take(PERCHES)
+                .collect()
+        };
+        for (state, ssh) in [(OPEN, false), (CLOSED, false), (OPEN, true), (CLOSED, true)] {
+            if ssh && self.bounds[target].is_empty() {
+                break;
+            }
+            let found = of(state, ssh);
+            if !found.is_empty() {
+                return found;
+            }
+        }
+        Vec::new()
+    }
 
-    /// Picks each target's canary ports: open ones, else closed ones, found so far.
-    fn canary_plans(&self, round: u32) -> Vec<CanaryPlan> {
-        self.shared.round.store(round, Relaxed);
-        (0..self.syns.len())
-            .map(|target| {
-                for canary in &self.shared.canaries[target] {
-                    canary.answered.store(false, Relaxed);
-                }
-                let of = |wanted: u8| -> Vec<u16> {
-                    self.ports
-                        .iter()
-                        .copied()
-                        .filter(|port| self.state(target, *port) == wanted)
-                        .take(CANARY_PORTS)
-                        .collect()
-                };
-                let open = of(OPEN);
-                CanaryPlan {
-                    ports: if open.is_empty() { of(CLOSED) } else { open },
-                    sent: 0,
-                    times: Vec::new(),
-                    judged: 0,
-                }
+    /// True when a port answered that is worth a trial, without looking at each.
+    fn found_candidate(&self, ports: &[u16]) -> bool {
+        (0..self.syns.len()).any(|target| {
+            ports.iter().any(|port| {
+                let state = self.shared.state(target, *port);
+                (state == OPEN || state == CLOSED)
+                    && !is_ssh(*port)
+                    && !self.canaries[target].has_failed(*port)
             })
-            .collect()
+        })
+    }
+
+    /// Puts ports to the test for every target that has no canaries: a few knocks, then more.
+    fn trial(&mut self) -> io::Result<()> {
+        let mut asked: Vec<(usize, Vec<u16>)> = (0..self.syns.len())
+            .filter(|target| self.canaries[*target].perches.is_empty() && !self.sure(*target))
+            .map(|target| (target, self.candidates(target)))
+            .filter(|(_, ports)| !ports.is_empty())
+            .collect();
+        for (knocks, needed, why) in [
+            (FIRST_TRIAL, 1, Failure::Silent),
+            (SECOND_TRIAL, SECOND_TRIAL / 2, Failure::Limited),
+        ] {
+            if asked.iter().all(|(_, ports)| ports.is_empty()) {
+                return Ok(());
+            }
+            let answered = self.ask(&asked, knocks)?;
+            for ((target, ports), answered) in asked.iter_mut().zip(answered) {
+                ports.retain(|port| {
+                    let good = answered.get(port).copied().unwrap_or(0) >= needed;
+                    if !good {
+                        self.canaries[*target].fail(*port, why);
+                    }
+                    good
+                });
+            }
+        }
+        for (target, ports) in asked {
+            for port in ports {
+                self.canaries[target].trust(port);
+            }
+        }
+        self.learn_patience();
+        Ok(())
+    }
+
+    /// Knocks `count` times on each of these ports; how often each answered.
+    fn ask(
+        &mut self,
+        asked: &[(usize, Vec<u16>)],
+        count: u32,
+    ) -> io::Result<Vec<HashMap<u16, u32>>> {
+        self.begin_turn();
+        for _ in 0..count {
+            for (target, ports) in asked {
+                for port in ports {
+                    self.send_canary(*target, *port)?;
+                    let at = self.shared.now();
+                    self.canaries[*target].sent.push(Sent { port: *port, at });
+                }
+            }
+            self.sender.flush()?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let begun = Instant::now();
+        loop {
+            let (mut missing, mut slowest) = (false, 0);
+            for (target, _) in asked {
+                for (slot, knock) in self.knocks(*target) {
+                    match slot.answered.load(Relaxed) {
+                        0 => missing = true,
+                        at => slowest = slowest.max(at.wrapping_sub(knock.at)),
+                    }
+                }
+            }
+            let wait = match slowest {
+                0 => FIRST_WAIT,
+                slowest => {
+                    Duration::from_micros(u64::from(slowest) * 2 + 50_000).min(FIRST_WAIT * 2)
+                }
+            };
+            if !missing || begun.elapsed() >= wait {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(asked
+            .iter()
+            .map(|(target, _)| {
+                let mut answered = HashMap::new();
+                for (slot, knock) in self.knocks(*target) {
+                    if slot.answered.load(Relaxed) != 0 {
+                        *answered.entry(knock.port).or_default() += 1;
+                    }
+                }
+                answered
+            })
+            .collect())
+    }
+
+    /// The canary knocks of this turn with their slots.
+    fn knocks(&self, target: usize) -> impl Iterator<Item = (&Slot, Sent)> {
+        self.shared.slots[target]
+            .iter()
+            .zip(self.canaries[target].sent.iter().copied())
+    }
+
+    /// How long an answer may take, from the round trips of this turn: twice what nine in ten
+    /// took, with room for a queue that fills. A SYN-ACK that had to be sent again is no measure.
+    fn learn_patience(&mut self) {
+        let mut trips: Vec<u32> = (0..self.syns.len())
+            .flat_map(|target| self.knocks(target))
+            .filter_map(|(slot, knock)| match slot.answered.load(Relaxed) {
+                0 => None,
+                at => Some(at.wrapping_sub(knock.at)),
+            })
+            .collect();
+        if trips.len() < FIRST_TRIAL as usize {
+            return;
+        }
+        let at = trips.len() * 9 / 10;
+        let (_, most, _) = trips.select_nth_unstable(at);
+        self.patience = Duration::from_micros(u64::from(*most) * 2 + 20_000).min(LONGEST_WAIT);
     }
 
     /// Sends a target's next canary, unless too many are under way.
-    fn canary(
-        &mut self,
-        target: usize,
-        plan: &mut CanaryPlan,
-        round: u32,
-    ) -> std::io::Result<bool> {
-        let slots = &self.shared.canaries[target];
-        if plan.ports.is_empty() || plan.sent >= slots.len() {
+    fn canary(&mut self, target: usize) -> io::Result<bool> {
+        let slots = &self.shared.slots[target];
+        let canaries = &mut self.canaries[target];
+        if canaries.sent.len() >= slots.len() {
             return Ok(false);
         }
-        let backlog = CANARY_BACKLOG as usize * plan.ports.len();
-        let now = micros(self.shared.start);
-        if plan.sent >= backlog {
-            let oldest = plan.sent - backlog;
-            let young = now.saturating_sub(plan.times[oldest])
-                < u64::try_from(self.patience().as_micros()).unwrap_or(u64::MAX);
-            if young && !slots[oldest].answered.load(Relaxed) {
+        let now = self.shared.now();
+        if let Some(gate) = canaries.gate() {
+            let young = now.wrapping_sub(canaries.sent[gate].at) < wait_micros(self.patience);
+            if young && slots[gate].answered.load(Relaxed) == 0 {
                 return Ok(false);
             }
         }
-        let port = plan.ports[plan.sent % plan.ports.len()];
-        let own = self.shared.sport + 1 + plan.sent as u16;
-        self.shared.canary_port[target][plan.sent].store(u32::from(port), Relaxed);
-        let address = self.shared.group.targets[target];
-        let seq = self.shared.cookies.sequence(address, own, port, round);
-        if let Some(syn) = &self.syns[target] {
-            self.sender.push(|out| syn.write(out, own, port, seq))?;
-        }
-        plan.times.push(now);
-        plan.sent += 1;
+        let slot = canaries.sent.len();
+        let Some(port) = canaries.next(now) else {
+            return Ok(false);
+        };
+        self.send_canary_as(target, port, slot)?;
         Ok(true)
     }
 
+    fn send_canary(&mut self, target: usize, port: u16) -> io::Result<()> {
+        let slot = self.canaries[target].sent.len();
+        self.send_canary_as(target, port, slot)
+    }
+
+    fn send_canary_as(&mut self, target: usize, port: u16, slot: usize) -> io::Result<()> {
+        let own = self.shared.sport + 1 + slot as u16;
+        let address = self.shared.group.targets[target];
+        let seq = self.shared.cookies.sequence(address, own, port, self.turn);
+        match &self.syns[target] {
+            Some(syn) => self.sender.push(|out| syn.write(out, own, port, seq)),
+            None => Ok(()),
+        }
+    }
+
     /// Sends what the round was too short for, slowly enough for the listeners' queues.
-    fn finish_canaries(&mut self, plans: &mut [CanaryPlan], round: u32) -> std::io::Result<()> {
-        let enough = 400;
-        let stop = Instant::now() + self.patience() * 4;
+    fn finish_canaries(&mut self, done: &[bool]) -> io::Result<()> {
+        let stop = Instant::now() + self.patience * 8;
         while Instant::now() < stop.min(self.end) {
             let mut waiting = false;
-            for (target, plan) in plans.iter_mut().enumerate() {
-                if !plan.ports.is_empty() && plan.sent < enough && !self.sure_without(target) {
-                    waiting = true;
-                    for _ in 0..16 {
-                        if !self.canary(target, plan, round)? {
-                            break;
-                        }
+            for (target, done) in done.iter().enumerate() {
+                let canaries = &self.canaries[target];
+                if *done || canaries.perches.is_empty() || canaries.sent.len() >= ENOUGH {
+                    continue;
+                }
+                waiting = true;
+                for _ in 0..16 {
+                    if !self.canary(target)? {
+                        break;
                     }
                 }
             }
@@ -568,45 +603,101 @@ impl<'a> Rounds<'a> {
             if !waiting {
                 break;
             }
+            self.adapt()?;
             std::thread::sleep(Duration::from_micros(300));
         }
         Ok(())
     }
 
-    /// Speeds up after a clean epoch, slows down when more is lost than the path loses anyway.
-    fn adapt(&mut self, plans: &mut [CanaryPlan]) {
-        let settled_before = micros(self.shared.start)
-            .saturating_sub(u64::try_from(self.patience().as_micros()).unwrap_or(0));
+    /// Speeds up after a clean epoch, slows down when more is lost than the path loses anyway, and
+    /// doubts ports that fell silent.
+    fn adapt(&mut self) -> io::Result<()> {
+        let now = self.shared.now();
+        let patience = wait_micros(self.patience);
         let (mut seen, mut lost) = (0u32, 0u32);
-        for (target, plan) in plans.iter_mut().enumerate() {
-            while plan.judged < plan.sent && plan.times[plan.judged] < settled_before {
-                seen += 1;
-                let answered = self.shared.canaries[target][plan.judged]
+        let mut doubted = Vec::new();
+        for (target, canaries) in self.canaries.iter_mut().enumerate() {
+            while let Some(knock) = canaries.sent.get(canaries.judged).copied() {
+                if now.wrapping_sub(knock.at) < patience {
+                    break;
+                }
+                let answered = self.shared.slots[target][canaries.judged]
                     .answered
-                    .load(Relaxed);
+                    .load(Relaxed)
+                    != 0;
+                canaries.judged += 1;
+                seen += 1;
                 lost += u32::from(!answered);
-                plan.judged += 1;
+                if canaries.heard(knock, answered) && !doubted.contains(&(target, knock.port)) {
+                    doubted.push((target, knock.port));
+                }
             }
         }
-        if seen < 8 {
-            return;
+        if !doubted.is_empty() {
+            return self.rest(&doubted);
         }
-        let loss = f64::from(lost) / f64::from(seen);
-        self.rate = if loss > self.baseline + 0.1 {
-            (self.rate * 0.7).max(1000.0)
-        } else {
-            (self.rate * 1.25).min(self.max_rate)
-        };
+        if seen >= 8 {
+            let loss = f64::from(lost) / f64::from(seen);
+            self.rate = if loss > self.baseline + 0.1 {
+                (self.rate * 0.7).max(1000.0f64.min(self.max_rate))
+            } else {
+                (self.rate * 1.25).min(self.max_rate)
+            };
+        }
+        Ok(())
+    }
+
+    /// Canaries fell silent: either too much was sent at once, or their ports answer no more. A
+    /// rest and a few knocks tell which.
+    fn rest(&mut self, doubted: &[(usize, u16)]) -> io::Result<()> {
+        self.sender.flush()?;
+        self.rests += 1;
+        if self.rests <= RESTS {
+            std::thread::sleep(REST.max(self.patience));
+        }
+        let mut first = Vec::new();
+        for &(target, port) in doubted {
+            let canaries = &self.canaries[target];
+            let from = canaries.sent.len();
+            for _ in 0..8 {
+                if self.canaries[target].sent.len() >= self.shared.slots[target].len() {
+                    break;
+                }
+                self.send_canary(target, port)?;
+                let at = self.shared.now();
+                self.canaries[target].sent.push(Sent { port, at });
+                self.sender.flush()?;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            first.push(from);
+        }
+        std::thread::sleep(self.patience.max(Duration::from_millis(100)));
+        for (&(target, port), from) in doubted.iter().zip(first) {
+            let asked = self.canaries[target].sent.len() > from;
+            let alive = self
+                .knocks(target)
+                .skip(from)
+                .any(|(slot, knock)| knock.port == port && slot.answered.load(Relaxed) != 0);
+            if alive {
+                self.canaries[target].forgive();
+                self.rate = (self.rate * 0.5).max(1000.0f64.min(self.max_rate));
+            } else if asked {
+                self.canaries[target].fail(port, Failure::Stopped);
+            }
+        }
+        Ok(())
     }
 
     /// The bound on what this round lost. A port that answers far worse than the others limits its
-    /// rate and tells nothing about the path.
-    fn judge(&mut self, target: usize, plan: &CanaryPlan) -> f64 {
-        let mut tally: HashMap<u32, (u32, u32)> = HashMap::new();
-        for slot in 0..plan.sent {
-            let port = self.shared.canary_port[target][slot].load(Relaxed);
-            let answered = self.shared.canaries[target][slot].answered.load(Relaxed);
-            let entry = tally.entry(port).or_default();
+    /// rate and tells nothing about the path. An answer that took longer than an ordinary port
+    /// would be waited for counts as lost.
+    fn judge(&mut self, target: usize) -> f64 {
+        let patience = wait_micros(self.patience);
+        let mut tally: HashMap<u16, (u32, u32)> = HashMap::new();
+        for (slot, knock) in self.knocks(target) {
+            let at = slot.answered.load(Relaxed);
+            let answered = at != 0 && at.wrapping_sub(knock.at) <= patience;
+            let entry = tally.entry(knock.port).or_default();
             entry.0 += 1;
             entry.1 += u32::from(!answered);
         }
@@ -622,6 +713,10 @@ impl<'a> Rounds<'a> {
         }
         loss_bound(sent, lost)
     }
+}
+
+fn wait_micros(wait: Duration) -> u32 {
+    u32::try_from(wait.as_micros()).unwrap_or(u32::MAX)
 }
 
 /// The ports in an order without pattern, so that neighbours are not hit in bursts and a burst of

@@ -330,23 +330,6 @@ impl Receiver {
             );
         }
     }
-
-    /// Packets that the kernel could not put into the ring since the last call.
-    pub fn dropped(&self) -> u32 {
-        let mut stats = [0u32; 3];
-        let mut length = size_of_val(&stats) as libc::socklen_t;
-        // SAFETY: `stats` is struct tpacket_stats_v3 (three words) and its size is given.
-        let result = unsafe {
-            libc::getsockopt(
-                self.fd.as_raw_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_STATISTICS,
-                stats.as_mut_ptr().cast(),
-                &raw mut length,
-            )
-        };
-        if result < 0 { 0 } else { stats[1] }
-    }
 }
 
 impl Drop for Receiver {
