@@ -89,7 +89,16 @@ pub fn policy(source: &PolicySource) -> Result<(Policy, String), CliError> {
         None => return Ok((Policy::builtin(), "built-in policy".into())),
     };
     let name = path.display().to_string();
-    let text = text(path, "policy", POLICY_LIMIT)?;
+    // The report below shows the text itself. TOML allows no control characters anyway, so nothing
+    // that could steer a terminal is lost to a policy that means something.
+    let text: String = text(path, "policy", POLICY_LIMIT)?
+        .chars()
+        .map(|c| match c {
+            '\n' | '\t' | '\r' => c,
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        })
+        .collect();
     match Policy::parse(&name, &text) {
         Ok(policy) => Ok((policy, name)),
         Err(errors) => {
