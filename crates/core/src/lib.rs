@@ -29,6 +29,12 @@ pub fn facts_hash(host: &host::Host) -> String {
             set.elements.clear();
         }
     }
+    // Link-local and multicast routes come and go with duplicate address detection, seconds after a
+    // link is up; no plan depends on them.
+    facts.net.routes.retain(|route| match route.dst {
+        ipnet::IpNet::V4(net) => !net.addr().is_multicast(),
+        ipnet::IpNet::V6(net) => !net.addr().is_unicast_link_local() && !net.addr().is_multicast(),
+    });
     for jail in facts.fail2ban.iter_mut().flat_map(|f| &mut f.jails) {
         jail.banned.clear();
     }

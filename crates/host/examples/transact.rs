@@ -7,6 +7,7 @@
 //! transact confirm STATE [FAULT]       (a caller with a console)
 //! transact rollback STATE purge|keep [FAULT]
 //! transact recover STATE [FAULT]
+//! transact remove STATE
 //! transact history STATE
 //! transact facts                        hash of the facts
 //! ```
@@ -174,6 +175,16 @@ fn run(args: &[String]) -> Result<String, Box<dyn std::error::Error>> {
                 transaction::rollback_with(Path::new(state), None, options, faults)?
             )
         }
+        ["remove", state] => format!(
+            "{:?}",
+            transaction::remove(
+                Path::new(state),
+                RollbackOptions {
+                    purge_packages: true,
+                    force: false
+                }
+            )?
+        ),
         ["recover", state, ..] => {
             let at = fault(args.get(2));
             let faults: &dyn Faults = at.as_ref().map_or(&NoFaults, |at| at);
@@ -198,6 +209,7 @@ fn run(args: &[String]) -> Result<String, Box<dyn std::error::Error>> {
             })
             .collect::<Vec<_>>()
             .join("\n"),
+        ["facts", "json"] => serde_json::to_string_pretty(&host::observe::observe())?,
         ["facts"] => portcullis_core::facts_hash(&host::observe::observe()),
         _ => return Err("unknown words".into()),
     };

@@ -601,6 +601,57 @@ pub fn rollback_with(
         .map_err(|problems| RollbackError::Incomplete { id, problems })
 }
 
+/// Rolls back every transaction that stands, the latest first, and removes the state folder: the
+/// machine is as before the first apply, but for what is returned. An error leaves the transactions
+/// before the one concerned, and the folder, as they are.
+pub fn remove(state_dir: &Path, options: RollbackOptions) -> Result<Vec<String>, RollbackError> {
+    let mut left = vec![];
+    loop {
+        match rollback(state_dir, None, options) {
+            Ok((_, more)) => {
+                for line in more {
+                    if !left.contains(&line) {
+                        left.push(line);
+                    }
+                }
+            }
+            Err(RollbackError::Nothing) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    let Some(state) = State::existing(state_dir).map_err(RollbackError::Io)? else {
+        return Ok(left);
+    };
+    let _lock = state.lock("remove", Duration::from_secs(5))?;
+    if options.purge_packages {
+        // Rollbacks that nobody had asked for left the packages of their transactions.
+        let installed = rollback::installed(&read_all(&state).map_err(RollbackError::Io)?);
+        if !installed.is_empty() {
+            crate::change::packages::purge(&installed).map_err(|error| {
+                RollbackError::Incomplete {
+                    id: TransactionId(0),
+                    problems: vec![error.full()],
+                }
+            })?;
+            left.retain(|line| !line.starts_with(rollback::PACKAGES_STAY));
+        }
+    }
+    let foreign = state
+        .ids()
+        .map_err(RollbackError::Io)?
+        .into_iter()
+        .any(|id| state.transaction(id).join("foreign").exists());
+    if foreign {
+        left.push(format!(
+            "{} stays: it holds files that somebody else had changed",
+            state_dir.display()
+        ));
+    } else {
+        std::fs::remove_dir_all(state_dir).map_err(RollbackError::Io)?;
+    }
+    Ok(left)
+}
+
 /// Rolls back every transaction that nobody will finish: its process died, the machine was booted
 /// since, or its time is over. One that waits for its confirmation is left alone. Returns the
 /// numbers. `boot`: called by the boot unit, before the network is up.

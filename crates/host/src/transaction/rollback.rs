@@ -18,6 +18,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// How the line about packages begins that a rollback leaves.
+pub(super) const PACKAGES_STAY: &str = "the installed packages stay";
+
+/// Packages that some transaction installed and that are still there.
+pub(super) fn installed(transactions: &[(TransactionId, Read)]) -> Vec<String> {
+    let mut names: Vec<String> = transactions
+        .iter()
+        .flat_map(|(_, read)| Touched::of(&read.records).packages)
+        .collect();
+    names.sort();
+    names.dedup();
+    let missing = packages::missing(&names).unwrap_or_default();
+    names.retain(|name| !missing.contains(name));
+    names
+}
+
 /// How a rollback is done.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Manner {
@@ -290,6 +306,10 @@ pub(super) fn run(
         )
         .map_err(lines)?;
     super::stand_down(&read.records);
+    if manner.early {
+        // The boot unit's file is gone, and this very unit is the one that systemd still knows.
+        let _ = systemd::systemctl(["daemon-reload"]).run();
+    }
     Ok(work.left)
 }
 
@@ -310,12 +330,12 @@ fn restore(
     if touched.ufw && same_boot && !manner.early {
         packet_filter(work, then, first);
     }
-    units_that_were_not(work, first, touched, manner);
     if touched.guard && !(manner.early && first.guard.is_some()) {
         work.step("the guard", |context| {
             guard::restore(first.guard.as_deref(), context)
         });
     }
+    units_that_were_not(work, first, touched, manner);
     let known = fingerprints(&read.records);
     for path in touched.all_files(then) {
         let Some((layer, kept)) = then.wanted(&path, manner.purge) else {
@@ -353,7 +373,7 @@ fn restore(
             work.step("packages", |_| packages::purge(&installed));
         } else {
             work.left.push(format!(
-                "the installed packages stay, their services are off: {} (`apt-get purge` removes them)",
+                "{PACKAGES_STAY}, their services are off: {} (`apt-get purge` removes them)",
                 installed.join(" ")
             ));
         }

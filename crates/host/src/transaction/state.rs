@@ -288,7 +288,8 @@ impl State {
     }
 
     /// Copies the running program into the folder, for watchdogs: the one that the user started may
-    /// be gone or replaced when they need it. Returns the copy.
+    /// be gone or replaced when they need it. Returns the copy. Other copies are removed, so the
+    /// caller holds the lock, and no transaction is open.
     pub(crate) fn keep_program(&self, exe: &Path) -> io::Result<PathBuf> {
         let mut bytes = vec![];
         File::open(exe)?.read_to_end(&mut bytes)?;
@@ -307,6 +308,12 @@ impl State {
             file.sync_all()?;
             fs::rename(&temporary, &copy)?;
             files::sync_parent(&copy)?;
+        }
+        // Copies of older versions: the caller holds the lock and no transaction is open.
+        for entry in fs::read_dir(self.dir.join("bin"))?.flatten() {
+            if entry.path() != copy {
+                let _ = fs::remove_file(entry.path());
+            }
         }
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o700))?;
         Ok(copy)

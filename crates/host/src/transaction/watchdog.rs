@@ -101,6 +101,9 @@ fn timer(
     .map_err(|source| Error::program("see whether the timer is armed", source))?
     .stdout_text();
     if shown.lines().any(|line| line == "ActiveState=active") {
+        if turn == 0 {
+            look_out(state, id, exe, deadline);
+        }
         Ok(Watchdog::Timer { unit })
     } else {
         Err(Error::read_back(
@@ -108,6 +111,26 @@ fn timer(
             format!("is not armed: {}", shown.trim()),
         ))
     }
+}
+
+/// Besides the timer, which alone is the guarantee: a service that notices when the process that
+/// makes the changes dies, so that the way back need not wait for the deadline then.
+fn look_out(state: &State, id: TransactionId, exe: &Path, deadline: u64) {
+    let _ = Program::new("systemd-run")
+        .args([
+            "--quiet",
+            "--no-ask-password",
+            "--collect",
+            &format!("--unit=portcullis-lookout-{id}"),
+            &format!("--description=Portcullis: undo transaction {id} if its maker dies"),
+            "--",
+        ])
+        .arg(exe)
+        .args(entry_args(
+            state,
+            &["watch", &id.to_string(), &deadline.to_string()],
+        ))
+        .run();
 }
 
 fn process(state: &State, id: TransactionId, exe: &Path, deadline: u64) -> Result<Watchdog, Error> {
@@ -183,8 +206,11 @@ pub(crate) fn launch(words: &[String]) -> io::Result<()> {
 /// Second stage: waits for the deadline, then becomes the rollback. Returns when it is not needed
 /// any more.
 pub(crate) fn watch(state: &State, id: TransactionId, deadline: u64) -> io::Result<()> {
-    // A session of its own: no terminal, no SSH session takes it along.
-    nix::unistd::setsid().map_err(io::Error::from)?;
+    // A session of its own: no terminal, no SSH session takes it along. A service has one already.
+    match nix::unistd::setsid() {
+        Ok(_) | Err(nix::Error::EPERM) => {}
+        Err(error) => return Err(error.into()),
+    }
     let mut deaf = SigSet::empty();
     for signal in [
         Signal::SIGHUP,
