@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use host::observe::{from_snapshot, observe, snapshot};
+use host::observe::{Options, RulesFrom, from_snapshot, observe_with, snapshot};
 use lab::{World, address};
 use portcullis_core::host::{Host, Publish, Socket, Uncertain};
 use reach::Proto;
@@ -11,13 +11,19 @@ use std::time::Duration;
 
 /// Where [`the_same_facts_come_back_from_a_snapshot`] leaves its snapshot.
 const OUT: &str = "PORTCULLIS_TEST_SNAPSHOT";
+/// Set when the rules are to be taken from the tools.
+const TOOLS: &str = "PORTCULLIS_TEST_TOOLS";
 
 /// Run wherever this program is started: on this machine as a test, inside lab hosts by the
 /// other tests. Needs no root.
 #[test]
 #[ignore = "live: run by cargo xtask test"]
 fn the_same_facts_come_back_from_a_snapshot() {
-    let host = observe();
+    let mut options = Options::default();
+    if std::env::var_os(TOOLS).is_some() {
+        options.rules_from = RulesFrom::Tools;
+    }
+    let host = observe_with(&options);
     let text = snapshot(&host).unwrap();
     assert_eq!(from_snapshot(&text).unwrap(), host);
     if let Some(path) = std::env::var_os(OUT) {
@@ -112,7 +118,7 @@ fn a_server_with_ufw_docker_and_an_operator() {
     docker.import_web_image("web:1", "hello").unwrap();
     let publish = ["-p", "8080:80", "-p", "127.0.0.1:8081:80"];
     let inside = docker.run("web", &publish, "web:1").unwrap();
-    // Somebody else is connected too, and stays.
+    // Somebody else is logged in too, with a forwarding and without a session of commands.
     let key = sshd.key.display().to_string();
     let other = world
         .operator
@@ -133,6 +139,13 @@ fn a_server_with_ufw_docker_and_an_operator() {
         .unwrap();
     server
         .wait_port("127.0.0.1".parse().unwrap(), 9000, Duration::from_secs(20))
+        .unwrap();
+
+    // A stranger holds a connection and never logs in: no operator.
+    let _knocker = world
+        .stranger
+        .in_net(|| std::net::TcpStream::connect((address::SERVER, 22)))
+        .unwrap()
         .unwrap();
 
     let host = observe_over_ssh(&world, &sshd.key);
@@ -223,7 +236,8 @@ fn a_server_with_ufw_docker_and_an_operator() {
     assert_eq!(ufw.foreign_lines, []);
 
     let ssh = host.sshd.as_ref().unwrap();
-    // 9000 is a listener of an SSH session, and no way in.
+    // A listener of an SSH session, and no way in.
+    assert_eq!(comm(&socket(&host, "127.0.0.1", 9000)), "sshd");
     assert_eq!(ssh.ports, [22], "{ssh:?}");
     let sources: Vec<_> = ssh.ports_by_source.keys().map(String::as_str).collect();
     assert_eq!(sources, ["listener", "session", "sshd -T"]);
@@ -457,4 +471,46 @@ fn no_program_is_run_for_what_the_kernel_tells() {
     assert_eq!(host.ufw.unwrap().loaded, Some(true));
     assert!(host.rules.rule_count() > 50);
     assert!(host.unseen.is_empty(), "{:?}", host.unseen);
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn the_kernel_and_the_tools_tell_the_same_rules() {
+    lab::require_root();
+    let world = World::new("observe").unwrap();
+    let server = &world.server;
+    server.ok(&["ufw", "limit", "22/tcp"]).unwrap();
+    server.ok(&["ufw", "--force", "enable"]).unwrap();
+    let docker = server.dockerd().unwrap();
+    docker.import_web_image("web:1", "hello").unwrap();
+    docker.run("web", &["-p", "8080:80"], "web:1").unwrap();
+    let with_tools = ["/usr/bin/env", &format!("{TOOLS}=1")];
+    let kernel = observe_in(server, &[]);
+    let tools = observe_in(server, &with_tools);
+    assert_eq!((gaps(&kernel), gaps(&tools)), (vec![], vec![]));
+    assert!(kernel.rules.rule_count() > 50);
+    assert_eq!(lines(&kernel), lines(&tools));
+    assert_eq!(kernel.ufw, tools.ufw);
+}
+
+/// What the rules mean, one line for each chain and rule: each reader has its own order of tables
+/// and chains, and its own words.
+fn lines(host: &Host) -> Vec<String> {
+    let mut lines = Vec::new();
+    for table in &host.rules.bare().tables {
+        for chain in &table.chains {
+            // iptables-save prints built-in chains that the kernel does not have yet.
+            let accepts = |base: &reach::ir::Base| base.policy == reach::ir::Policy::Accept;
+            if chain.rules.is_empty() && chain.base.as_ref().is_some_and(accepts) {
+                continue;
+            }
+            let place = format!("{} {} {}", table.family, table.name, chain.name);
+            lines.push(format!("{place} {:?}", chain.base));
+            for (rule, number) in chain.rules.iter().zip(0..) {
+                lines.push(format!("{place} {number:04} {:?}", rule.statements));
+            }
+        }
+    }
+    lines.sort();
+    lines
 }

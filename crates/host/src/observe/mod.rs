@@ -45,6 +45,18 @@ pub struct Options {
     pub fail2ban_socket: Option<PathBuf>,
     /// Time that fail2ban's server gets for all its answers together.
     pub fail2ban_patience: Duration,
+    /// Who is asked for the packet filter's rules.
+    pub rules_from: RulesFrom,
+}
+
+/// Who is asked for the packet filter's rules.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RulesFrom {
+    /// The kernel; the tools only when its answer is not understood.
+    #[default]
+    Kernel,
+    /// `nft`, `iptables-save` and their kin: a second opinion.
+    Tools,
 }
 
 impl Default for Options {
@@ -55,6 +67,7 @@ impl Default for Options {
             engine_patience: Duration::from_secs(2),
             fail2ban_socket: None,
             fail2ban_patience: Duration::from_secs(2),
+            rules_from: RulesFrom::default(),
         }
     }
 }
@@ -100,7 +113,7 @@ pub fn observe_with(options: &Options) -> Host {
             };
             fail2ban::read(&disk, &given)
         });
-        let rules = scope.spawn(rules::read);
+        let rules = scope.spawn(|| rules::read(options.rules_from));
         let packages = scope.spawn(|| match disk.is_real() {
             true => facts::packages(),
             false => Default::default(),

@@ -1,5 +1,6 @@
 //! The packet filter's rules.
 
+use super::RulesFrom;
 use super::disk;
 use super::gaps::{Gaps, words};
 use crate::exec::{self, Program};
@@ -15,7 +16,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Reads the rules of every backend: from the kernel itself, and if it answers in a way that is
 /// not understood, through the tools.
-pub(super) fn read() -> (Ruleset, Gaps) {
+pub(super) fn read(from: RulesFrom) -> (Ruleset, Gaps) {
+    if from == RulesFrom::Tools {
+        return by_tools();
+    }
     let mut gaps = Gaps::default();
     match kernel::filter() {
         Ok(filter) => {

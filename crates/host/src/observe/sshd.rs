@@ -175,18 +175,17 @@ fn serves_one(process: &Process) -> bool {
 
 /// True when somebody is logged in over the connection that these processes hold. Before that, sshd's
 /// processes are called `sshd: root [priv]`, `sshd: unknown [net]` or `sshd: [accepted]`; afterwards
-/// one of them is `sshd: NAME@TTY` (OpenSSH, session_proctitle and sshd.c). Whoever merely knocks
-/// must never count as an operator: what operators get is not for attackers.
+/// one of them is `sshd: NAME@TTY`, or `sshd: NAME` where no session channel is open (`ssh -N`, a
+/// jump to another host) (OpenSSH: sshd.c, auth2.c, session_proctitle). Whoever merely knocks must
+/// never count as an operator: what operators get is not for attackers.
 fn logged_in(owners: &[&Process]) -> bool {
     owners.iter().any(|process| {
         let title = process.cmdline.join(" ");
-        let title = title.trim_end();
         let who = title
             .strip_prefix("sshd: ")
-            .or_else(|| title.strip_prefix("sshd-session: "));
-        who.is_some_and(|who| {
-            who.contains('@') && !who.ends_with(']') && !who.contains(" [listener]")
-        })
+            .or_else(|| title.strip_prefix("sshd-session: "))
+            .map(str::trim);
+        who.is_some_and(|who| !who.is_empty() && who != "unknown" && !who.contains('['))
     })
 }
 
@@ -320,8 +319,7 @@ pub(super) fn sessions(
             Uncertain::Names,
         );
     }
-    // Without root the processes cannot be told apart, and nobody can plan on what is seen.
-    let all = !nix::unistd::geteuid().is_root();
+    // Without root the processes are not seen, so that only this one's own session is known.
     let mut sessions: Vec<Session> = connections
         .iter()
         .filter(|connection| found.contains(&connection.inode))
@@ -330,7 +328,7 @@ pub(super) fn sessions(
             let owners = processes.owners(connection.inode);
             let own = owners.iter().any(|process| above.contains(&process.pid))
                 || own_hint == Some((connection.peer, connection.peer_port));
-            if !(all || own || logged_in(&owners)) {
+            if !(own || logged_in(&owners)) {
                 return None;
             }
             let process = owners
@@ -480,6 +478,11 @@ mod tests {
             (&["sshd: root@pts/0"][..], true),
             (&["sshd: admin [priv]", "sshd: admin@notty"], true),
             (&["sshd-session: root@notty"], true),
+            (&["sshd: root"], true),
+            (&["sshd: admin [priv]", "sshd: admin "], true),
+            (&["sshd: unknown"], false),
+            (&["sshd: "], false),
+            (&["sshd: [net]"], false),
             (&["sshd: root [priv]", "sshd: root [net]"], false),
             (&["sshd: unknown [priv]", "sshd: unknown [net]"], false),
             (&["sshd: [accepted]"], false),
