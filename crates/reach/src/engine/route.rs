@@ -522,13 +522,6 @@ impl<'a, T: Unit> Routing<'a, T> {
             "the source is a multicast address",
         );
         if packet.ip == Ipv::V6 {
-            let unspecified = (T::MIN, T::MIN);
-            sort(
-                &mut left,
-                &[unspecified],
-                Some(true),
-                "the source is the unspecified address",
-            );
             if let Some(lo) = loopback::<T>() {
                 sort(
                     &mut left,
@@ -646,7 +639,8 @@ pub(super) fn fixed_types<T: Unit>() -> (Ivs<T>, Ivs<T>) {
     };
     if T::BITS == 32 {
         (
-            nets(&["0.0.0.0/8", "255.255.255.255/32"]),
+            // The rest of 0.0.0.0/8 is as good as any address since Linux 5.3 (ipv4_is_zeronet).
+            nets(&["0.0.0.0/32", "255.255.255.255/32"]),
             nets(&["224.0.0.0/4"]),
         )
     } else {

@@ -79,11 +79,19 @@ impl<'a, T: Unit> Walk<'a, T> {
     fn deliver(&mut self, flow: Flow<T>, next: Next, first: bool) -> Vec<Flow<T>> {
         let mut out = vec![];
         match next {
-            Next::Here => out.extend(self.stage(NfHook::Input, vec![flow], first)),
+            Next::Here => {
+                if first {
+                    self.accept_fact(&flow);
+                }
+                out.extend(self.stage(NfHook::Input, vec![flow], first));
+            }
             Next::Through(oifs) => {
                 for oif in oifs {
                     let mut copy = flow.clone();
                     Rc::make_mut(&mut copy.packet).oif = oif;
+                    if first {
+                        self.accept_fact(&copy);
+                    }
                     let flows = self.stage(NfHook::Forward, vec![copy], first);
                     out.extend(self.leave_by(flows));
                 }
@@ -144,7 +152,7 @@ impl<'a, T: Unit> Walk<'a, T> {
                             // The conntrack entry comes along from output; no second DNAT.
                             packet.nat_done = true;
                             for flow in self.stage(NfHook::Prerouting, vec![flow], false) {
-                                out.extend(self.stage(NfHook::Input, vec![flow], first));
+                                out.extend(self.deliver(flow, Next::Here, first));
                             }
                         }
                     }
@@ -169,7 +177,7 @@ impl<'a, T: Unit> Walk<'a, T> {
         out
     }
 
-    /// Records clients that no rule of a deciding hook has seen.
+    /// Records where clients get to, for those that no rule of the deciding hook says anything about.
     fn accept_fact(&mut self, flow: &Flow<T>) {
         self.accepts.push(super::walk::Record {
             set: flow.set.intervals(),
@@ -456,9 +464,7 @@ impl<'a, T: Unit> Walk<'a, T> {
             let text = "the destination after NAT is not known".to_string();
             let node = self.trace.step(node, What::Fact(text.clone()), &[text]);
             self.drop(set.clone(), node, Verdict::Drop);
-            let flow = Flow::new(packet, set, node);
-            self.accept_fact(&flow);
-            return vec![(flow, Next::Here)];
+            return vec![(Flow::new(packet, set, node), Next::Here)];
         };
         let interface = packet.iif.name().and_then(|n| net.interface(n));
         if let Some(interface) = interface {
@@ -556,6 +562,11 @@ impl<'a, T: Unit> Walk<'a, T> {
             }
         }
         if packet.ip == Ipv::V6 && packet.original() {
+            // ip6_forward; the kernel delivers both to itself.
+            let unspecified = intervals::intersect(&set, &[(T::MIN, T::MIN)]);
+            set = intervals::subtract(&set, &unspecified);
+            let why = "the unspecified address as source is not forwarded";
+            self.fact(node, unspecified, why.into(), Verdict::Drop, true);
             let scoped: Option<(T, T)> = "fe80::/10".parse().ok().and_then(T::prefix);
             let part = intervals::intersect(&set, scoped.as_slice());
             set = intervals::subtract(&set, &part);
@@ -726,6 +737,12 @@ impl<'a, T: Unit> Walk<'a, T> {
                         packet.oif = oif;
                         out.push(Flow::new(Rc::new(packet), part.set.clone(), node));
                     }
+                }
+                // This host's own answer to a broadcast address goes out on its link as a broadcast: seen.
+                Way::Broadcast => {
+                    let mut packet = (*packet).clone();
+                    packet.oif = Dev::Unknown;
+                    out.push(Flow::new(Rc::new(packet), part.set, node));
                 }
                 way => self.refuse_answer(node, part.set, &way, part.maybe),
             }
