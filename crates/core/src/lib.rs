@@ -38,6 +38,16 @@ pub fn facts_hash(host: &host::Host) -> String {
     for jail in facts.fail2ban.iter_mut().flat_map(|f| &mut f.jails) {
         jail.banned.clear();
     }
+    // Clients of every kind hold UDP sockets for moments; no change of a plan depends on one.
+    facts
+        .sockets
+        .retain(|socket| socket.proto != reach::Proto::Udp);
+    for container in facts.engines.iter_mut().flat_map(|e| &mut e.containers) {
+        container.pid = None;
+    }
+    if let Some(sshd) = &mut facts.sshd {
+        sshd.ports_by_source.remove("session");
+    }
     for process in facts.sockets.iter_mut().filter_map(|s| s.process.as_mut()) {
         process.pid = 0;
     }

@@ -11,6 +11,10 @@ use std::fmt::Write as _;
 
 /// Zones that get a column of their own; the rest are in `--json`.
 const COLUMNS: usize = 3;
+/// Lines of evidence under a finding; all of it is in `--json`.
+const EVIDENCE_LINES: usize = 2;
+/// What stands before the way of a packet in a line of evidence.
+const WAY: &str = "; the way there: ";
 const PORT: usize = 12;
 const WHO: usize = 24;
 const ZONE: usize = 12;
@@ -79,13 +83,14 @@ fn zone_name(zone: &Zone) -> String {
 fn row(out: &mut String, judged: &Judged, zones: &[&Zone]) {
     let endpoint = &judged.endpoint;
     let port = format!("{}/{}", endpoint.id.port, endpoint.id.proto);
-    let mut line = format!("  {}{}", cell(&port, PORT), cell(&who(endpoint), WHO - 1));
-    line.push(' ');
-    for zone in zones {
+    let mut line = format!("  {}{} ", cell(&port, PORT), cell(&who(endpoint), WHO - 1));
+    for (index, zone) in zones.iter().enumerate() {
         let (word, style) = access(judged, zone);
-        let _ = write!(line, "{}", paint(style, cell(&word, ZONE)));
+        let last = index + 1 == zones.len();
+        let shown = if last { word } else { cell(&word, ZONE) };
+        let _ = write!(line, "{}", paint(style, shown));
     }
-    let _ = writeln!(out, "{}", line.trim_end());
+    let _ = writeln!(out, "{line}");
 }
 
 /// Who answers: the service, where it runs.
@@ -129,7 +134,12 @@ fn access(judged: &Judged, zone: &Zone) -> (String, Style) {
             .get(index)
             .is_some_and(|beyond| !beyond.surely.is_empty() || !beyond.maybe.is_empty());
     }
+    // A container's own address is no address on the Internet: only who shares the link, or is
+    // the provider, can send packets there.
+    let beside = judged.endpoint.origin == Origin::ContainerAddress && zone.id == "internet";
     let (word, open) = match (sure.is_empty(), maybe.is_empty()) {
+        (false, _) if beside => ("neighbours".to_owned(), true),
+        (true, false) if beside => ("neighbours?".to_owned(), true),
         (false, _) => (families("open", &sure, judged, zone), true),
         (true, false) => (families("maybe open", &maybe, judged, zone), true),
         (true, true) if asked => ("closed".to_owned(), false),
@@ -205,9 +215,15 @@ fn one(out: &mut String, finding: &Finding) {
         let head = if index == 0 { word } else { "" };
         let _ = writeln!(out, "  {} {line}", paint(style, cell(head, 9)));
     }
-    for evidence in finding.evidence.iter().take(2) {
-        for line in wrap(evidence, WIDTH - 12) {
+    if let Some(evidence) = finding.evidence.first() {
+        // The whole way is a matter for `why`; here two lines say what decided.
+        let short = evidence.split(WAY).next().unwrap_or(evidence);
+        let lines = wrap(short, WIDTH - 12);
+        for line in lines.iter().take(EVIDENCE_LINES) {
             let _ = writeln!(out, "            {}", paint(DIM, line));
+        }
+        if lines.len() > EVIDENCE_LINES {
+            let _ = writeln!(out, "            {}", paint(DIM, "…"));
         }
     }
     // `portcullis apply` is said once, at the end.
