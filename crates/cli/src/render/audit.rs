@@ -1,6 +1,6 @@
 //! An audit as one calm page: the ports, then what is wrong, then the one command.
 
-use super::style::{BAD, DIM, GOOD, HEAD, WARN, WIDTH, cell, paint, wrap};
+use super::style::{BAD, DIM, GOOD, HEAD, WARN, WIDTH, cell, fit, paint, wrap};
 use anstyle::Style;
 use portcullis_core::finding::{Endpoint, Exposure, Finding, Origin, Severity, Zone};
 use portcullis_core::host::Host;
@@ -11,8 +11,6 @@ use std::fmt::Write as _;
 
 /// Zones that get a column of their own; the rest are in `--json`.
 const COLUMNS: usize = 3;
-/// Lines of evidence under a finding; all of it is in `--json`.
-const EVIDENCE_LINES: usize = 2;
 /// What stands before the way of a packet in a line of evidence.
 const WAY: &str = "; the way there: ";
 const PORT: usize = 12;
@@ -216,15 +214,10 @@ fn one(out: &mut String, finding: &Finding) {
         let _ = writeln!(out, "  {} {line}", paint(style, cell(head, 9)));
     }
     if let Some(evidence) = finding.evidence.first() {
-        // The whole way is a matter for `why`; here two lines say what decided.
+        // The whole way is a matter for `why`, all of it is in `--json`; here one line says what
+        // decided.
         let short = evidence.split(WAY).next().unwrap_or(evidence);
-        let lines = wrap(short, WIDTH - 12);
-        for line in lines.iter().take(EVIDENCE_LINES) {
-            let _ = writeln!(out, "            {}", paint(DIM, line));
-        }
-        if lines.len() > EVIDENCE_LINES {
-            let _ = writeln!(out, "            {}", paint(DIM, "…"));
-        }
+        let _ = writeln!(out, "            {}", paint(DIM, fit(short, WIDTH - 12)));
     }
     // `portcullis apply` is said once, at the end.
     if let Some(fix) = &finding.fix
