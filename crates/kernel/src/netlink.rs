@@ -205,14 +205,15 @@ impl Netlink {
     fn receive(&mut self, what: &str) -> Result<usize, Error> {
         loop {
             // Look first: a datagram that does not fit would be cut and lost.
-            let peeked = self.recv(what, MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC)?;
+            let peeked = self.recv(what, MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC, 0)?;
             if peeked.0 > self.buffer.len() {
                 if peeked.0 > BUFFER_MAX {
                     return Err(Error::malformed(what, "datagram beyond 16 MiB"));
                 }
                 self.buffer.resize(peeked.0.next_power_of_two(), 0);
             }
-            let (length, sender) = self.recv(what, MsgFlags::MSG_TRUNC)?;
+            let whole = self.buffer.len();
+            let (length, sender) = self.recv(what, MsgFlags::MSG_TRUNC, whole)?;
             if length > self.buffer.len() {
                 return Err(Error::malformed(what, "datagram was cut"));
             }
@@ -223,9 +224,10 @@ impl Netlink {
         }
     }
 
-    fn recv(&mut self, what: &str, flags: MsgFlags) -> Result<(usize, u32), Error> {
+    /// Length of the next datagram and its sender; at most `room` bytes of it go into the buffer.
+    fn recv(&mut self, what: &str, flags: MsgFlags, room: usize) -> Result<(usize, u32), Error> {
         loop {
-            let mut iov = [IoSliceMut::new(&mut self.buffer)];
+            let mut iov = [IoSliceMut::new(&mut self.buffer[..room])];
             match recvmsg::<NetlinkAddr>(self.fd.as_raw_fd(), &mut iov, None, flags) {
                 Ok(r) => return Ok((r.bytes, r.address.map_or(u32::MAX, |a| a.pid()))),
                 Err(Errno::EINTR) => {}
@@ -311,6 +313,12 @@ impl<'a> Attr<'a> {
     /// NUL-terminated text; bytes that are not UTF-8 are replaced.
     pub fn text(&self) -> String {
         text(self.data)
+    }
+    /// NUL-terminated text without a copy; empty when it is not UTF-8.
+    pub fn word(&self) -> &'a str {
+        let end = self.data.iter().position(|b| *b == 0);
+        let bytes = &self.data[..end.unwrap_or(self.data.len())];
+        std::str::from_utf8(bytes).unwrap_or_default()
     }
     /// 4 or 16 bytes as an address.
     pub fn ip(&self) -> Option<IpAddr> {

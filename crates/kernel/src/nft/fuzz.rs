@@ -94,7 +94,9 @@ fn decode_rule(message: &[u8], sets: &HashMap<String, RawSet>) -> rule::Decoded 
     };
     let a = Attrs(message.get(4..).unwrap_or(&[]));
     let empty = Attr { kind: 4, data: &[] };
-    rule::decode(a.find(4).unwrap_or(empty), &scope)
+    let mut decoded = rule::decode(a.find(4).unwrap_or(empty), &scope);
+    decoded.expand(number == 10);
+    decoded
 }
 
 fn unknowns(statements: &[Statement]) -> usize {

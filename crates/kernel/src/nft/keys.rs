@@ -134,63 +134,70 @@ pub(crate) fn ct(key: u32, direction: Option<u8>, l3: Option<Ipv>) -> Option<Rea
 }
 
 /// A header field that has a key of its own: (offset, length, key, type), in bytes.
-type HeaderField = (u32, u32, Key, Type);
+type HeaderField = (u32, u32, fn() -> Key, Type);
+
+const LINK: &[HeaderField] = &[
+    (0, 6, || Key::EtherDaddr, Type::Bytes(6)),
+    (6, 6, || Key::EtherSaddr, Type::Bytes(6)),
+    (12, 2, || Key::EtherType, net(2)),
+];
+// Fields that nothing decides on are named as nft names them.
+const IPV4: &[HeaderField] = &[
+    (2, 2, || Key::Other("ip length".into()), net(2)),
+    (4, 2, || Key::Other("ip id".into()), net(2)),
+    (8, 1, || Key::Ttl, net(1)),
+    (9, 1, || Key::L4Proto, net(1)),
+    (10, 2, || Key::Other("ip checksum".into()), net(2)),
+    (12, 4, || Key::Saddr(Ipv::V4), Type::Addr(Ipv::V4)),
+    (16, 4, || Key::Daddr(Ipv::V4), Type::Addr(Ipv::V4)),
+];
+const IPV6: &[HeaderField] = &[
+    (4, 2, || Key::Other("ip6 length".into()), net(2)),
+    (6, 1, || Key::NextHeader, net(1)),
+    (7, 1, || Key::Ttl, net(1)),
+    (8, 16, || Key::Saddr(Ipv::V6), Type::Addr(Ipv::V6)),
+    (24, 16, || Key::Daddr(Ipv::V6), Type::Addr(Ipv::V6)),
+];
+const ICMP: &[HeaderField] = &[
+    (0, 1, || Key::IcmpType, net(1)),
+    (1, 1, || Key::IcmpCode, net(1)),
+];
+const ICMPV6: &[HeaderField] = &[
+    (0, 1, || Key::Icmp6Type, net(1)),
+    (1, 1, || Key::Icmp6Code, net(1)),
+];
+const PORTS: &[HeaderField] = &[(0, 2, || Key::Sport, net(2)), (2, 2, || Key::Dport, net(2))];
+const TCP: &[HeaderField] = &[
+    (0, 2, || Key::Sport, net(2)),
+    (2, 2, || Key::Dport, net(2)),
+    (4, 4, || Key::Other("tcp sequence".into()), net(4)),
+    (8, 4, || Key::Other("tcp ackseq".into()), net(4)),
+    (13, 1, || Key::TcpFlags, net(1)),
+    (14, 2, || Key::Other("tcp window".into()), net(2)),
+    (16, 2, || Key::Other("tcp checksum".into()), net(2)),
+    (18, 2, || Key::Other("tcp urgptr".into()), net(2)),
+];
+const UDP: &[HeaderField] = &[
+    (0, 2, || Key::Sport, net(2)),
+    (2, 2, || Key::Dport, net(2)),
+    (4, 2, || Key::Other("udp length".into()), net(2)),
+    (6, 2, || Key::Other("udp checksum".into()), net(2)),
+];
 
 /// The fields of the header that a payload base points to, as far as the protocols are known.
-fn fields(base: u32, known: Protocols) -> Vec<HeaderField> {
-    let v4 = Type::Addr(Ipv::V4);
-    let v6 = Type::Addr(Ipv::V6);
-    // Fields that nothing decides on, named as nft names them.
-    let named = |offset, len, name: &str| {
-        let key = Key::Other(name.to_owned());
-        (offset, len, key, net(len as usize))
-    };
+fn fields(base: u32, known: Protocols) -> &'static [HeaderField] {
     match (base, known.l3, known.l4) {
-        (0, _, _) => vec![
-            (0, 6, Key::EtherDaddr, Type::Bytes(6)),
-            (6, 6, Key::EtherSaddr, Type::Bytes(6)),
-            (12, 2, Key::EtherType, net(2)),
-        ],
-        (1, Some(Ipv::V4), _) => vec![
-            named(2, 2, "ip length"),
-            named(4, 2, "ip id"),
-            named(10, 2, "ip checksum"),
-            (8, 1, Key::Ttl, net(1)),
-            (9, 1, Key::L4Proto, net(1)),
-            (12, 4, Key::Saddr(Ipv::V4), v4),
-            (16, 4, Key::Daddr(Ipv::V4), v4),
-        ],
-        (1, Some(Ipv::V6), _) => vec![
-            named(4, 2, "ip6 length"),
-            (6, 1, Key::NextHeader, net(1)),
-            (7, 1, Key::Ttl, net(1)),
-            (8, 16, Key::Saddr(Ipv::V6), v6),
-            (24, 16, Key::Daddr(Ipv::V6), v6),
-        ],
-        (2, _, Some(1)) => vec![(0, 1, Key::IcmpType, net(1)), (1, 1, Key::IcmpCode, net(1))],
-        (2, _, Some(58)) => vec![
-            (0, 1, Key::Icmp6Type, net(1)),
-            (1, 1, Key::Icmp6Code, net(1)),
-        ],
+        (0, _, _) => LINK,
+        (1, Some(Ipv::V4), _) => IPV4,
+        (1, Some(Ipv::V6), _) => IPV6,
+        (2, _, Some(1)) => ICMP,
+        (2, _, Some(58)) => ICMPV6,
+        (2, _, Some(6)) => TCP,
+        (2, _, Some(17)) => UDP,
         // Port numbers sit in the same place wherever there are any. Without a known protocol
         // (`th dport`, after `meta l4proto { tcp, udp }`) they are read as ports too.
-        (2, _, None | Some(6 | 17 | 33 | 132 | 136)) => {
-            let mut ports = vec![(0, 2, Key::Sport, net(2)), (2, 2, Key::Dport, net(2))];
-            match known.l4 {
-                Some(6) => ports.extend([
-                    named(4, 4, "tcp sequence"),
-                    named(8, 4, "tcp ackseq"),
-                    (13, 1, Key::TcpFlags, net(1)),
-                    named(14, 2, "tcp window"),
-                    named(16, 2, "tcp checksum"),
-                    named(18, 2, "tcp urgptr"),
-                ]),
-                Some(17) => ports.extend([named(4, 2, "udp length"), named(6, 2, "udp checksum")]),
-                _ => {}
-            }
-            ports
-        }
-        _ => vec![],
+        (2, _, None | Some(33 | 132 | 136)) => PORTS,
+        _ => &[],
     }
 }
 
@@ -226,7 +233,7 @@ pub(crate) fn payload(base: u32, offset: u32, len: u32, known: Protocols) -> Vec
             at: at as usize,
             len: taken as usize,
             read: Read {
-                key: key.clone(),
+                key: key(),
                 ty: *ty,
             },
         });

@@ -25,6 +25,7 @@ use reach::ir::{
 use reach::{Backend, Ruleset};
 use set::RawSet;
 use std::collections::HashMap;
+use std::sync::mpsc::{self, Receiver, SyncSender};
 
 const SUBSYSTEM: u16 = 10;
 const GETTABLE: u16 = 1;
@@ -105,7 +106,6 @@ struct RawTable {
     name: Vec<u8>,
     table: Table,
     chains: Vec<Vec<u8>>,
-    decoded: Vec<Vec<RawRule>>,
     sets: HashMap<String, RawSet>,
     /// Names of its sets in the kernel's order.
     set_order: Vec<String>,
@@ -115,7 +115,12 @@ struct RawRule {
     handle: Option<u64>,
     comment: Option<String>,
     decoded: rule::Decoded,
+    /// How iptables spells it, where the table may be one of its own.
+    line: Option<String>,
 }
+
+/// The rules of a table, chain by chain.
+type RawRules = Vec<Vec<RawRule>>;
 
 fn family(number: u8) -> Option<Family> {
     Some(match number {
@@ -131,8 +136,12 @@ fn family(number: u8) -> Option<Family> {
 
 /// Name bytes without the closing NUL: names need not be UTF-8, and are used to ask again.
 fn name_bytes(a: Attr<'_>) -> Vec<u8> {
+    name_slice(a).to_vec()
+}
+
+fn name_slice(a: Attr<'_>) -> &[u8] {
     let end = a.data.iter().position(|b| *b == 0).unwrap_or(a.data.len());
-    a.data[..end].to_vec()
+    &a.data[..end]
 }
 
 fn snapshot(nl: &mut Netlink, links: &Links, ipsets: &SetNames) -> Result<Reading, Error> {
@@ -141,21 +150,13 @@ fn snapshot(nl: &mut Netlink, links: &Links, ipsets: &SetNames) -> Result<Readin
     chains(nl, &mut tables)?;
     sets(nl, &mut tables, &mut stats)?;
     objects(nl, &mut tables)?;
-    for table in &mut tables {
-        for at in 0..table.chains.len() {
-            let rules = rules(nl, table, at, links, ipsets)?;
-            stats.rules += rules.len();
-            if stats.rules > MAX_RULES {
-                return Err(Error::TooMuch {
-                    what: "nf_tables rules".to_owned(),
-                    limit: MAX_RULES,
-                });
-            }
-            stats.expressions += rules.iter().map(|r| r.decoded.expressions).sum::<usize>();
-            table.decoded.push(rules);
-        }
+    let rules = all_rules(nl, &tables, links, ipsets)?;
+    for rules in rules.iter().flatten() {
+        stats.rules += rules.len();
+        stats.expressions += rules.iter().map(|r| r.decoded.expressions).sum::<usize>();
     }
-    let tables = tables.into_iter().map(|t| finish(t, links)).collect();
+    let tables = tables.into_iter().zip(rules);
+    let tables = tables.map(|(t, rules)| finish(t, rules, links)).collect();
     Ok(Reading {
         ruleset: Ruleset {
             tables,
@@ -199,7 +200,6 @@ fn tables(nl: &mut Netlink) -> Result<Vec<RawTable>, Error> {
             name,
             table,
             chains: Vec::new(),
-            decoded: Vec::new(),
             sets: HashMap::new(),
             set_order: Vec::new(),
         })
@@ -377,41 +377,146 @@ fn objects(nl: &mut Netlink, tables: &mut [RawTable]) -> Result<(), Error> {
     Ok(())
 }
 
-fn rules(
+/// What goes from the thread that asks to the one that decodes.
+enum Job {
+    /// Rules of this chain of this table follow.
+    Chain(usize, usize),
+    /// Messages, each with its length in 4 bytes before it.
+    Rules(Vec<u8>),
+    /// The chain is complete with so many rules; what came before them was from a dump that had
+    /// to be repeated.
+    Done(usize),
+}
+
+/// Bytes of messages that are handed over at once.
+const BATCH: usize = 64 * 1024;
+
+/// Asks for the rules of every chain. They are decoded while the kernel works on the next: most
+/// of the time goes into its walks over long chains.
+fn all_rules(
+    nl: &mut Netlink,
+    tables: &[RawTable],
+    links: &Links,
+    ipsets: &SetNames,
+) -> Result<Vec<RawRules>, Error> {
+    let (send, receive) = mpsc::sync_channel::<Job>(64);
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(move || decode_all(receive, tables, links, ipsets));
+        let mut total = 0;
+        for (t, table) in tables.iter().enumerate() {
+            for at in 0..table.chains.len() {
+                // The worker ends only when this end closes.
+                let _ = send.send(Job::Chain(t, at));
+                let count = chain_rules(nl, table, at, &send)?;
+                let _ = send.send(Job::Done(count));
+                total += count;
+                if total > MAX_RULES {
+                    return Err(Error::TooMuch {
+                        what: "nf_tables rules".to_owned(),
+                        limit: MAX_RULES,
+                    });
+                }
+            }
+        }
+        drop(send);
+        worker
+            .join()
+            .map_err(|_| Error::malformed("nf_tables rules", "decoder ended early"))
+    })
+}
+
+/// Sends the rules of one chain to the decoder; their number.
+fn chain_rules(
     nl: &mut Netlink,
     table: &RawTable,
     at: usize,
-    links: &Links,
-    ipsets: &SetNames,
-) -> Result<Vec<RawRule>, Error> {
+    send: &SyncSender<Job>,
+) -> Result<usize, Error> {
     let mut payload = request(table.number);
     put_text(&mut payload, 1, &table.name);
     put_text(&mut payload, 2, &table.chains[at]);
-    let scope = rule::Scope {
-        family: table.table.family,
-        sets: &table.sets,
-        links,
-        ipsets,
-    };
-    dump(nl, "nf_tables rules", GETRULE, &payload, |_, a| {
+    let mut batch = Vec::new();
+    let kind = SUBSYSTEM << 8 | GETRULE;
+    let found = nl.dump("nf_tables rules", kind, &payload, |m: Message<'_>| {
+        let a = Attrs(m.body.get(4..)?);
         // The kernel filters; a kernel that does not would mix the chains.
-        if name_bytes(a.find(2)?) != table.chains[at] || name_bytes(a.find(1)?) != table.name {
+        if name_slice(a.find(2)?) != table.chains[at] || name_slice(a.find(1)?) != table.name {
             return None;
         }
-        let empty = Attr { kind: 4, data: &[] };
-        let mut decoded = rule::decode(a.find(4).unwrap_or(empty), &scope);
-        if !a.intact() {
-            let text = "[malformed rule]".to_owned();
-            decoded
-                .statements
-                .insert(0, reach::ir::Statement::Unknown { text });
+        batch.extend((a.0.len() as u32).to_ne_bytes());
+        batch.extend(a.0);
+        if batch.len() > BATCH {
+            let _ = send.send(Job::Rules(std::mem::take(&mut batch)));
         }
-        Some(RawRule {
-            handle: a.find(3).and_then(|h| h.be64()),
-            comment: comment(a.find(7), 0),
-            decoded,
-        })
-    })
+        Some(())
+    })?;
+    let _ = send.send(Job::Rules(batch));
+    Ok(found.len())
+}
+
+fn decode_all(
+    jobs: Receiver<Job>,
+    tables: &[RawTable],
+    links: &Links,
+    ipsets: &SetNames,
+) -> Vec<RawRules> {
+    let mut out: Vec<RawRules> = tables.iter().map(|_| Vec::new()).collect();
+    let mut here = (0, 0);
+    let mut rules = Vec::new();
+    for job in jobs {
+        match job {
+            Job::Chain(table, chain) => here = (table, chain),
+            Job::Rules(batch) => {
+                let Some(table) = tables.get(here.0) else {
+                    continue;
+                };
+                let scope = rule::Scope {
+                    family: table.table.family,
+                    sets: &table.sets,
+                    links,
+                    ipsets,
+                };
+                let chain = table.table.chains.get(here.1);
+                let chain = chain.filter(|_| table.maybe_iptables()).map(|c| &*c.name);
+                let mut rest = &batch[..];
+                while let Some((head, tail)) = rest.split_at_checked(4) {
+                    let len = crate::netlink::u32_ne(head) as usize;
+                    let Some((message, tail)) = tail.split_at_checked(len) else {
+                        break;
+                    };
+                    rules.push(raw_rule(Attrs(message), &scope, chain));
+                    rest = tail;
+                }
+            }
+            Job::Done(count) => {
+                let stale = rules.len().saturating_sub(count);
+                let kept = rules.split_off(stale);
+                rules.clear();
+                if let Some(table) = out.get_mut(here.0) {
+                    table.push(kept);
+                }
+            }
+        }
+    }
+    out
+}
+
+fn raw_rule(a: Attrs<'_>, scope: &rule::Scope<'_>, chain: Option<&str>) -> RawRule {
+    let empty = Attr { kind: 4, data: &[] };
+    let mut decoded = rule::decode(a.find(4).unwrap_or(empty), scope);
+    if !a.intact() {
+        let text = "[malformed rule]".to_owned();
+        decoded
+            .statements
+            .insert(0, reach::ir::Statement::Unknown { text });
+    }
+    let comment = comment(a.find(7), 0);
+    RawRule {
+        handle: a.find(3).and_then(|h| h.be64()),
+        line: chain.and_then(|c| iptables::rule_line(c, &decoded, comment.as_deref())),
+        comment,
+        decoded,
+    }
 }
 
 /// NFTA_VERDICT_*.
@@ -436,8 +541,8 @@ pub(crate) fn verdict(a: Attrs<'_>) -> Option<RuleVerdict> {
     })
 }
 
-fn finish(mut raw: RawTable, links: &Links) -> Table {
-    if let Some(table) = as_iptables(&raw) {
+fn finish(mut raw: RawTable, rules: RawRules, links: &Links) -> Table {
+    if let Some(table) = as_iptables(&raw, &rules) {
         return table;
     }
     for name in &raw.set_order {
@@ -447,13 +552,15 @@ fn finish(mut raw: RawTable, links: &Links) -> Table {
             raw.table.sets.push(set.decode(links));
         }
     }
-    for (chain, rules) in raw.table.chains.iter_mut().zip(raw.decoded) {
-        chain.rules = rules.into_iter().map(native_rule).collect();
+    for (chain, rules) in raw.table.chains.iter_mut().zip(rules) {
+        let ipv6 = raw.table.family == Family::Ip6;
+        chain.rules = rules.into_iter().map(|r| native_rule(r, ipv6)).collect();
     }
     raw.table
 }
 
-fn native_rule(raw: RawRule) -> Rule {
+fn native_rule(mut raw: RawRule, ipv6: bool) -> Rule {
+    raw.decoded.expand(ipv6);
     let comment = raw.comment.or(raw.decoded.comment);
     Rule {
         handle: raw.handle,
@@ -465,16 +572,20 @@ fn native_rule(raw: RawRule) -> Rule {
     }
 }
 
+impl RawTable {
+    /// Whether its name and family are of a table that iptables-nft writes.
+    fn maybe_iptables(&self) -> bool {
+        let known = ["filter", "nat", "mangle", "raw", "security"];
+        matches!(self.table.family, Family::Ip | Family::Ip6)
+            && known.contains(&self.table.name.as_str())
+    }
+}
+
 /// The table as iptables-nft wrote it; `None` when it did not.
-fn as_iptables(raw: &RawTable) -> Option<Table> {
+fn as_iptables(raw: &RawTable, rules: &RawRules) -> Option<Table> {
     let table = &raw.table;
-    let ipv6 = match table.family {
-        Family::Ip => false,
-        Family::Ip6 => true,
-        _ => return None,
-    };
-    let known = ["filter", "nat", "mangle", "raw", "security"];
-    if !known.contains(&table.name.as_str()) || table.dormant || table.chains.is_empty() {
+    let ipv6 = table.family == Family::Ip6;
+    if !raw.maybe_iptables() || table.dormant || table.chains.is_empty() {
         return None;
     }
     if raw.sets.values().any(|s| !s.anonymous()) || !table.objects.is_empty() {
@@ -501,12 +612,9 @@ fn as_iptables(raw: &RawTable) -> Option<Table> {
         };
         text += &format!(":{name} {policy} [0:0]\n");
     }
-    for (chain, rules) in table.chains.iter().zip(&raw.decoded) {
-        for rule in rules {
-            let comment = rule.comment.as_deref();
-            text += &iptables::rule_line(&chain.name, &rule.decoded, comment)?;
-            text.push('\n');
-        }
+    for rule in rules.iter().flatten() {
+        text += rule.line.as_deref()?;
+        text.push('\n');
     }
     text += "COMMIT\n";
     let mut out = parsed(&text, ipv6, Backend::IptablesNft)?;
@@ -518,13 +626,13 @@ fn as_iptables(raw: &RawTable) -> Option<Table> {
     let want: Vec<(String, usize)> = table
         .chains
         .iter()
-        .zip(&raw.decoded)
+        .zip(rules)
         .map(|(c, rules)| (c.name.clone(), rules.len()))
         .collect();
     if shape(&out) != want {
         return None;
     }
-    for (chain, rules) in out.chains.iter_mut().zip(&raw.decoded) {
+    for (chain, rules) in out.chains.iter_mut().zip(rules) {
         for (rule, raw) in chain.rules.iter_mut().zip(rules) {
             rule.handle = raw.handle;
             rule.counters = raw.decoded.counters;
