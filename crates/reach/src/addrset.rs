@@ -126,7 +126,7 @@ impl AddrSet {
     }
     /// True when every address of `self` is in `other`.
     pub fn is_subset(&self, other: &AddrSet) -> bool {
-        self.subtract(other).is_empty()
+        intervals::is_subset(&self.v4, &other.v4) && intervals::is_subset(&self.v6, &other.v6)
     }
     /// The smallest address, IPv4 first.
     pub fn first(&self) -> Option<IpAddr> {

@@ -215,6 +215,14 @@ pub(crate) fn contains<T: Unit>(a: &[(T, T)], at: T) -> bool {
     a.get(seek(a, at)).is_some_and(|iv| iv.0 <= at)
 }
 
+/// True when every address of `a` is in `b`.
+pub(crate) fn is_subset<T: Unit>(a: &[(T, T)], b: &[(T, T)]) -> bool {
+    a.iter().all(|iv| {
+        let within = b.get(seek(b, iv.0));
+        within.is_some_and(|w| w.0 <= iv.0 && iv.1 <= w.1)
+    })
+}
+
 /// The minimal list of prefixes that cover exactly these intervals.
 pub(crate) fn cidrs<T: Unit>(ivs: &[(T, T)], out: &mut Vec<IpNet>) {
     for &(first, last) in ivs {
@@ -401,6 +409,7 @@ mod tests {
             prop_assert_eq!(intersect(&a, &b), from_bits(x & y));
             prop_assert_eq!(subtract(&a, &b), from_bits(x & !y));
             prop_assert_eq!(complement(&complement(&a)), a.clone());
+            prop_assert_eq!(is_subset(&a, &b), x & !y == 0);
             for i in 0..64 {
                 prop_assert_eq!(contains(&a, i), x >> i & 1 == 1);
             }

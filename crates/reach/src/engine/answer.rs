@@ -198,9 +198,8 @@ pub(super) struct Best<T> {
     universe: Ivs<T>,
     admitted: Ivs<T>,
     conditional: Ivs<T>,
+    /// Blocked ones are those of the first choice.
     pieces: Vec<Piece>,
-    /// Pieces of the first choice for those that no choice gets in.
-    blocked: Vec<Piece>,
     first: bool,
 }
 
@@ -211,7 +210,6 @@ impl<T: Unit> Best<T> {
             admitted: vec![],
             conditional: vec![],
             pieces: vec![],
-            blocked: vec![],
             first: true,
         }
     }
@@ -227,11 +225,12 @@ impl<T: Unit> Best<T> {
         };
         self.admitted = intervals::union(&self.admitted, &new.admitted);
         self.conditional = intervals::union(&self.conditional, &new.conditional);
-        for piece in walk.pieces(&new, note) {
-            match piece.verdict {
-                Verdict::Accept | Verdict::Conditional => self.pieces.push(piece),
-                _ => self.blocked.push(piece),
-            }
+        let pieces = walk.pieces(&new, note);
+        if self.first {
+            // Not copied: there may be 100,000 of them.
+            self.pieces = pieces;
+        } else {
+            self.pieces.extend(pieces);
         }
         self.first = false;
     }
@@ -244,23 +243,18 @@ impl<T: Unit> Best<T> {
             T::into_set(conditional),
             T::into_set(blocked),
         );
-        let narrow = |mut piece: Piece| {
+        let mut pieces = self.pieces;
+        pieces.retain_mut(|piece| {
             let whole = match piece.verdict {
                 Verdict::Accept => &admitted,
                 Verdict::Conditional => &conditional,
-                _ => &blocked,
+                Verdict::Drop | Verdict::Reject => &blocked,
             };
             if !piece.sources.is_subset(whole) {
                 piece.sources = piece.sources.intersect(whole);
             }
-            Some(piece).filter(|p| !p.sources.is_empty())
-        };
-        let mut pieces: Vec<Piece> = self
-            .pieces
-            .into_iter()
-            .chain(self.blocked)
-            .filter_map(narrow)
-            .collect();
+            !piece.sources.is_empty()
+        });
         pieces.sort_by_cached_key(|p| p.sources.first());
         Answer {
             admitted,

@@ -185,6 +185,12 @@ impl<'a, T: Unit> Walk<'a, T> {
         at: &At<'_>,
         nat: &'a Nat,
     ) -> bool {
+        // nft_inet_nat: in an inet table, `dnat ip` says nothing to IPv6 packets.
+        if let Some(Expr::Addrs(first, _)) = &nat.addr
+            && Ipv::of(*first) != flow.packet.ip
+        {
+            return false;
+        }
         if matches!(nat.kind, NatKind::Snat | NatKind::Masquerade) {
             let mut new = (*flow.packet).clone();
             new.snat = true;
@@ -209,9 +215,6 @@ impl<'a, T: Unit> Walk<'a, T> {
             (NatKind::Redirect, _) => self.redirect_address(&flow.packet),
             (_, None) => vec![old_addr],
             (_, Some(Expr::Addrs(first, last))) => {
-                if Ipv::of(*first) != flow.packet.ip {
-                    return false;
-                }
                 if nat.netmap {
                     vec![netmap(old_addr, *first, *last)]
                 } else {
@@ -245,6 +248,15 @@ impl<'a, T: Unit> Walk<'a, T> {
         let Some(groups) = self.partition(frame.table, keys, map, &packet) else {
             return true;
         };
+        let other = |group: &Group<'_, T>| match group.data {
+            Some(Data::Value(fields)) => {
+                matches!(fields.first(), Some(Field::Addr(a, _)) if Ipv::of(*a) != packet.ip)
+            }
+            _ => false,
+        };
+        if groups.iter().any(other) {
+            return false;
+        }
         let fixed_addrs = match &nat.addr {
             Some(Expr::Addrs(first, last)) => between(*first, *last),
             _ if nat.kind == NatKind::Redirect => self.redirect_address(&packet),

@@ -110,7 +110,7 @@ impl<'a, T: Unit> Walk<'a, T> {
                 negate,
                 validmark,
             } => self
-                .rpfilter(*loose, *accept_local, *validmark, packet)
+                .rpfilter(*loose, *accept_local, *validmark, false, packet)
                 .negate_if(*negate),
             Match::Conditional(c) => match c.kind {
                 ConditionKind::Recent {
@@ -247,6 +247,7 @@ impl<'a, T: Unit> Walk<'a, T> {
         loose: bool,
         accept_local: bool,
         validmark: bool,
+        fib: bool,
         packet: &Packet,
     ) -> Holds<'a, T> {
         let (Some(routing), Some(iif)) = (self.routing, packet.iif.name()) else {
@@ -268,6 +269,11 @@ impl<'a, T: Unit> Walk<'a, T> {
         }
         let (mut sure, mut maybe) = (vec![], vec![]);
         for r in routing.reverse(&marked, iif, vec![(T::MIN, T::MAX)], true) {
+            if fib && r.way == super::route::Way::Broadcast {
+                // nft_fib counts such a route when it is of this link, which is not kept here.
+                maybe.extend(r.set);
+                continue;
+            }
             let passes = match &r.way {
                 super::route::Way::Local => accept_local,
                 super::route::Way::Out(_) => loose || routing.leaves_by(&r.way, iif),
@@ -323,14 +329,14 @@ impl<'a, T: Unit> Walk<'a, T> {
                 if wanted.contains(0) == present {
                     return Holds::Maybe;
                 }
-                self.rpfilter(false, false, fib.mark, packet)
+                self.rpfilter(false, false, fib.mark, true, packet)
                     .negate_if(!present)
             }
             // `fib saddr . iif oif 0`, the older spelling of `missing`.
             (FibResult::Oif, Values::Int(wanted))
                 if far && fib.iif && packet.original() && *wanted == IntSet::one(0) =>
             {
-                self.rpfilter(false, false, fib.mark, packet)
+                self.rpfilter(false, false, fib.mark, true, packet)
                     .negate_if(true)
             }
             _ => Holds::Maybe,
@@ -401,7 +407,7 @@ fn mask_address(address: IpAddr, mask: u128) -> IpAddr {
 
 /// The addresses that give one of `values` under a mask that is no prefix; `None` when they are too many intervals.
 fn masked<T: Unit>(values: &[(T, T)], mask: u128) -> Option<Ivs<T>> {
-    const LIMIT: u32 = 12;
+    const LIMIT: u32 = 16;
     let mask = mask & T::MAX.bits();
     let free = !mask & T::MAX.bits();
     let low = free.trailing_ones().min(T::BITS);

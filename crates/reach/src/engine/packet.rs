@@ -165,11 +165,12 @@ impl Packet {
         self.near_port.map_or(Got::Unknown, |p| Got::Int(p.into()))
     }
     fn ct(&self, value: Got<'static>) -> Got<'static> {
-        // xt_conntrack and nft_ct differ on packets without an entry; so leave it open.
+        // Without an entry neither nft_ct nor xt_conntrack matches, negated or not. (With --ctstate beside it
+        // xt_conntrack does; the parser gives that as unknown.)
         if self.track == Track::Tracked {
             value
         } else {
-            Got::Unknown
+            Got::Absent
         }
     }
 

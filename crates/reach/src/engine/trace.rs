@@ -42,7 +42,44 @@ struct Entry {
 /// The steps of one question.
 pub(super) struct Trace {
     entries: Vec<Entry>,
-    known: HashMap<Entry, Node>,
+    known: HashMap<Entry, Node, Quick>,
+}
+
+/// Steps are many and their keys are our own small numbers, so a cheap hash will do: that of the compiler (FxHash).
+type Quick = std::hash::BuildHasherDefault<QuickHasher>;
+
+#[derive(Default)]
+struct QuickHasher(u64);
+
+impl QuickHasher {
+    fn add(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+}
+
+impl std::hash::Hasher for QuickHasher {
+    fn finish(&self) -> u64 {
+        // The table takes the low bits, the multiplication mixes the high ones.
+        self.0.rotate_left(26)
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.add(u64::from(*b)));
+    }
+    fn write_u8(&mut self, n: u8) {
+        self.add(n.into());
+    }
+    fn write_u32(&mut self, n: u32) {
+        self.add(n.into());
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.add(n);
+    }
+    fn write_usize(&mut self, n: usize) {
+        self.add(n as u64);
+    }
+    fn write_isize(&mut self, n: isize) {
+        self.add(n as u64);
+    }
 }
 
 impl Trace {
@@ -55,7 +92,7 @@ impl Trace {
         };
         Trace {
             entries: vec![root],
-            known: HashMap::new(),
+            known: HashMap::default(),
         }
     }
     /// The step after `parent`; the same step has the same number.

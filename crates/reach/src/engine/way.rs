@@ -705,7 +705,13 @@ impl<'a, T: Unit> Walk<'a, T> {
         let link_local = flow.set.take(scoped.as_slice());
         let mut out = vec![];
         if !link_local.is_empty() {
-            // A link-local client is answered on the link that it is on.
+            // A link-local client is answered on the link that it is on, if that has link-local addresses at all.
+            let own = |a: &crate::InterfaceAddress| matches!(a.net.addr(), IpAddr::V6(a) if a.segments()[0] & 0xffc0 == 0xfe80);
+            let link = self.net().and_then(|n| n.interface(iif));
+            if !link.is_some_and(|i| i.addresses.iter().any(own)) {
+                let text = "no link-local address to answer from".to_string();
+                self.fact(flow.node, link_local.clone(), text, Verdict::Drop, false);
+            }
             let mut packet = (*flow.packet).clone();
             packet.oif = Dev::is(iif);
             out.push(Flow::new(Rc::new(packet), link_local, flow.node));
