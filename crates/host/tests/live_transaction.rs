@@ -40,6 +40,14 @@ fn prepared(name: &str) -> World {
     world
 }
 
+/// Of the places to crash at, each one in `every`; all with `PORTCULLIS_SWEEP=all` in the environment.
+fn sample(every: usize) -> usize {
+    match std::env::var("PORTCULLIS_SWEEP") {
+        Ok(value) if value == "all" => 1,
+        _ => every,
+    }
+}
+
 /// States that UFW may be in before.
 const BEFORE: [(&str, &[&[&str]]); 5] = [
     ("never used", &[]),
@@ -195,7 +203,7 @@ fn killed_anywhere_is_recovered() {
     assert!(places > 40, "{said}");
     world.server.transact(&["rollback", STATE, "keep"]);
     transact::same(&world.server.state(), &before, "rolled back");
-    for place in 1..=places {
+    for place in (1..=places).step_by(sample(6)) {
         let name = format!("killed at place {place} of {places}");
         world
             .server
@@ -257,7 +265,7 @@ fn an_error_anywhere_is_rolled_back() {
         .apply(&guide(), Duration::from_secs(60), "count");
     let places = transact::places(&said);
     world.server.transact(&["rollback", STATE, "keep"]);
-    for place in (1..=places).step_by(3) {
+    for place in (1..=places).step_by(sample(9)) {
         for kind in ["fail", "full"] {
             let said = world.server.apply(
                 &guide(),
