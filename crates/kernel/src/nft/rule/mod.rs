@@ -198,11 +198,18 @@ impl Machine<'_> {
             return self.unknown("[load into a register that does not exist]");
         };
         let value = Rc::new(value);
-        for (i, r) in self.registers[slot..]
-            .iter_mut()
-            .take(len.div_ceil(4).max(1))
-            .enumerate()
-        {
+        let end = (slot + len.div_ceil(4).max(1)).min(self.registers.len());
+        for at in slot..end {
+            // A value that loses some of its bytes is none any more.
+            if let Some((old, _)) = self.registers[at].take() {
+                for r in &mut self.registers {
+                    if r.as_ref().is_some_and(|(v, _)| Rc::ptr_eq(v, &old)) {
+                        *r = None;
+                    }
+                }
+            }
+        }
+        for (i, r) in self.registers[slot..end].iter_mut().enumerate() {
             *r = Some((value.clone(), 4 * i));
         }
     }
