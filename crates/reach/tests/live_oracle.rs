@@ -67,7 +67,10 @@ fn the_kernel_agrees() {
     }
     assert_eq!(total.false_closed.len(), 0, "said closed, got in");
     assert_eq!(total.false_open.len(), 0, "said open, did not get in");
-    assert!(total.rulesets > total.refused, "the generator writes nonsense");
+    assert!(
+        total.rulesets > total.refused,
+        "the generator writes nonsense"
+    );
     assert!(
         total.needless_maybe * 1000 <= total.plain_packets,
         "{} of {} undecided without need",

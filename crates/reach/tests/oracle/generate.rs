@@ -174,12 +174,24 @@ impl Gen<'_> {
         }
         let (pool, max) = if v6 {
             (
-                &["2001:db8::", "2001:db8:5::", "fd00::", "2000::", "2001:db8:6::"][..],
+                &[
+                    "2001:db8::",
+                    "2001:db8:5::",
+                    "fd00::",
+                    "2000::",
+                    "2001:db8:6::",
+                ][..],
                 [32, 48, 8, 3, 64],
             )
         } else {
             (
-                &["203.0.113.0", "10.0.0.0", "10.1.2.0", "192.0.0.0", "128.0.0.0"][..],
+                &[
+                    "203.0.113.0",
+                    "10.0.0.0",
+                    "10.1.2.0",
+                    "192.0.0.0",
+                    "128.0.0.0",
+                ][..],
                 [24, 8, 24, 2, 1],
             )
         };
@@ -410,8 +422,12 @@ impl Gen<'_> {
         let input = matches!(chain, "PREROUTING" | "INPUT" | "FORWARD" | "U1" | "U2");
         let output = matches!(chain, "FORWARD" | "OUTPUT" | "POSTROUTING");
         if input && self.rng.chance(20) && !(table == "nat" && chain == "POSTROUTING") {
-            let link = self.rng.text(&["wan0", "lan0", "dock0", "wan+", "+", "lo", "eth+"]);
-            parts.push(format!("{}-i {link}", self.not(25)));
+            let link = self
+                .rng
+                .text(&["wan0", "lan0", "dock0", "wan+", "+", "lo", "eth+"]);
+            // iptables-legacy-save leaves `! -i +`, which never matches, out of its dump (seen).
+            let not = if link == "+" { "" } else { self.not(25) };
+            parts.push(format!("{not}-i {link}"));
         }
         if output && self.rng.chance(20) {
             let link = self.rng.text(&["wan0", "lan0", "dock0", "dock+", "eth0"]);
@@ -510,16 +526,23 @@ impl Gen<'_> {
                     "--src-type UNICAST",
                     "--dst-type BROADCAST,MULTICAST",
                 ]);
-                // UNICAST of IPv6 means something else to addrtype than to routing.
                 format!("-m addrtype {not}{kind}")
             }
             16 | 17 => {
-                let what = self.rng.text(&["--src-range", "--src-range", "--dst-range"]);
+                let what = self
+                    .rng
+                    .text(&["--src-range", "--src-range", "--dst-range"]);
                 format!("-m iprange {not}{what} {}", self.range(v6))
             }
-            18 => format!("-m mark {not}--mark {}", self.rng.text(&["0x1", "0x1/0x3", "0x0", "0x4/0x4"])),
+            18 => format!(
+                "-m mark {not}--mark {}",
+                self.rng.text(&["0x1", "0x1/0x3", "0x0", "0x4/0x4"])
+            ),
             19 if table != "raw" => {
-                format!("-m connmark {not}--mark {}", self.rng.text(&["0x1", "0x0/0xff"]))
+                format!(
+                    "-m connmark {not}--mark {}",
+                    self.rng.text(&["0x1", "0x0/0xff"])
+                )
             }
             20 | 21 if sets => {
                 let set = if v6 {
@@ -541,11 +564,10 @@ impl Gen<'_> {
                 }
                 format!("-m set {not}--match-set {set}")
             }
-            22 if prerouting && matches!(table, "raw" | "mangle") => self.rng.text(&[
-                "-m rpfilter",
-                "-m rpfilter --invert",
-                "-m rpfilter --loose",
-            ]),
+            22 if prerouting && matches!(table, "raw" | "mangle") => {
+                self.rng
+                    .text(&["-m rpfilter", "-m rpfilter --invert", "-m rpfilter --loose"])
+            }
             23 => self.rng.text(&[
                 "-m pkttype --pkt-type unicast",
                 "-m pkttype --pkt-type broadcast",
@@ -582,10 +604,13 @@ impl Gen<'_> {
                 ),
             },
             ("nat", _) => self.rng.text(&["-j ACCEPT", "-j RETURN"]),
-            ("raw", "PREROUTING" | "OUTPUT") => {
-                self.rng
-                    .text(&["-j CT --notrack", "-j DROP", "-j ACCEPT", "-j RETURN", "-j DROP"])
-            }
+            ("raw", "PREROUTING" | "OUTPUT") => self.rng.text(&[
+                "-j CT --notrack",
+                "-j DROP",
+                "-j ACCEPT",
+                "-j RETURN",
+                "-j DROP",
+            ]),
             ("mangle", _) => self.rng.text(&[
                 "-j MARK --set-xmark 0x1/0xffffffff",
                 "-j MARK --or-mark 0x4",
@@ -752,7 +777,11 @@ impl Gen<'_> {
         if v4 && self.rng.chance(25) {
             let list: Vec<String> = (0..2)
                 .map(|at| {
-                    let net = if at == 0 { "203.0.113.0/25" } else { "10.0.0.0/8" };
+                    let net = if at == 0 {
+                        "203.0.113.0/25"
+                    } else {
+                        "10.0.0.0/8"
+                    };
                     format!("{net} . tcp . {}-{}", 20 + at, 500 + self.rng.below(9000))
                 })
                 .collect();
@@ -862,7 +891,10 @@ impl Gen<'_> {
             }
             10 => {
                 let port = self.port();
-                format!("tcp dport {} {port}", self.rng.text(&[">=", "<", ">", "<="]))
+                format!(
+                    "tcp dport {} {port}",
+                    self.rng.text(&[">=", "<", ">", "<="])
+                )
             }
             11 => format!("tcp sport {ne}{}", self.source_ports('-')),
             12 => self.rng.text(&[

@@ -111,7 +111,16 @@ fn listeners() -> Vec<TcpListener> {
     PORTS
         .iter()
         .map(|port| {
-            let listener = TcpListener::bind(("::", *port)).unwrap();
+            // Another world's thread may be about to start a tool: until then its fork holds the old listener.
+            let listener = (0..200)
+                .find_map(|_| {
+                    let bound = TcpListener::bind(("::", *port)).ok();
+                    if bound.is_none() {
+                        std::thread::sleep(std::time::Duration::from_millis(2));
+                    }
+                    bound
+                })
+                .expect("the port comes free");
             listener.set_nonblocking(true).unwrap();
             listen(&listener, Backlog::new(4096).unwrap()).unwrap();
             listener
@@ -167,9 +176,15 @@ impl World {
             sysctl("ipv6/conf/default/accept_dad", "0");
             ip("link set lo up");
         }
-        ip(&format!("link add wan0 type veth peer name p0 netns {client_id}"));
-        ip(&format!("link add lan0 type veth peer name p1 netns {client_id}"));
-        ip(&format!("link add can0 type veth peer name p2 netns {client_id}"));
+        ip(&format!(
+            "link add wan0 type veth peer name p0 netns {client_id}"
+        ));
+        ip(&format!(
+            "link add lan0 type veth peer name p1 netns {client_id}"
+        ));
+        ip(&format!(
+            "link add can0 type veth peer name p2 netns {client_id}"
+        ));
         ip(&format!(
             "link add dock0 type veth peer name c0 netns {container_id}"
         ));
@@ -317,8 +332,7 @@ impl World {
                             "the canary does not answer"
                         );
                         let fd = self.wires[2].as_fd();
-                        let mut fds =
-                            [nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN)];
+                        let mut fds = [nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN)];
                         nix::poll::poll(&mut fds, 100u16).ok();
                     }
                 }
@@ -344,7 +358,8 @@ impl World {
         self.accept(&mut HashSet::new());
         let first = self.next_id;
         self.next_id += probes.len() as u64;
-        let seq = |at: usize| ((first + at as u64).wrapping_mul(2_654_435_761) & 0xffff_ffff) as u32;
+        let seq =
+            |at: usize| ((first + at as u64).wrapping_mul(2_654_435_761) & 0xffff_ffff) as u32;
         let mut waiting = HashMap::new();
         for (at, probe) in probes.iter().enumerate() {
             let frame = segment(self.macs[probe.ingress], probe, seq(at), None, &[]);
@@ -528,7 +543,16 @@ fn segment(to: [u8; 6], probe: &Probe, seq: u32, ack: Option<u32>, payload: &[u8
     tcp.extend(probe.dport.to_be_bytes());
     tcp.extend(seq.to_be_bytes());
     tcp.extend(ack.unwrap_or(0).to_be_bytes());
-    tcp.extend([0x50, if ack.is_some() { 0x18 } else { 0x02 }, 0xff, 0xff, 0, 0, 0, 0]);
+    tcp.extend([
+        0x50,
+        if ack.is_some() { 0x18 } else { 0x02 },
+        0xff,
+        0xff,
+        0,
+        0,
+        0,
+        0,
+    ]);
     tcp.extend(payload);
     let (mut pseudo, version) = match (probe.src, probe.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => ([src.octets(), dst.octets()].concat(), 4),

@@ -91,6 +91,8 @@ struct Reader {
     gaps: Vec<(Place, usize)>,
     /// Said by the dump itself: managed by iptables-nft.
     managed: HashSet<(Family, String)>,
+    /// Chains on devices that the dump does not name.
+    anywhere: Vec<Place>,
     /// Tables whose flags could not be read.
     flags: HashSet<usize>,
     /// Chains of each table, counted from the first, that have a rule for what was lost.
@@ -152,7 +154,17 @@ impl Reader {
         }
     }
 
-    fn base(&mut self, place: Place, base: Base) {
+    fn base(&mut self, place: Place, mut base: Base) {
+        if matches!(base.hook, NfHook::Ingress | NfHook::Egress) && base.devices.is_empty() {
+            // nft 1.0.6 leaves the device out of its JSON (seen): it may be any.
+            base.devices.push(NamePattern {
+                name: String::new(),
+                wildcard: true,
+            });
+            self.anywhere.push(place);
+            let text = format!("chain {}: its devices are not shown", self.at(place).name);
+            self.notes.add(0, text);
+        }
         self.at(place).base = Some(base);
     }
 
@@ -259,6 +271,10 @@ impl Reader {
             if let Some(&at) = self.sets.get(&(*table, name.clone())) {
                 self.tables[*table].sets[at].dynamic = true;
             }
+        }
+        for place in std::mem::take(&mut self.anywhere) {
+            let rule = anything("(its devices are not shown)", 0);
+            self.at(place).rules.insert(0, rule);
         }
         for place in std::mem::take(&mut self.cut) {
             end_with_anything(self.at(place), 0);

@@ -3,8 +3,8 @@ use super::rule::{Module, Opt, Scope};
 use super::value::{self, Net};
 use crate::AddrSet;
 use crate::ir::{
-    Condition, ConditionKind, CtDir, Direction, Fib, FibResult, IntSet, Key, Match, NamePattern,
-    Operand, RecentOp, Values, ct_state, ct_status,
+    Condition, ConditionKind, CtDir, Direction, Fib, FibResult, IntSet, Ipv, Key, Match,
+    NamePattern, Operand, RecentOp, Values, ct_state, ct_status,
 };
 
 /// The conditions of one match, all of which must hold; `None` when it or an option is not known.
@@ -32,6 +32,7 @@ pub(super) fn decode(
         "icmp6" | "icmpv6" | "ipv6-icmp" => each(module, |o| icmp(o, true)),
         "state" => each(module, |o| states(o.arg(), o.negate)),
         "conntrack" => conntrack(module, scope),
+        "addrtype" if scope.ipv6 => each(module, |o| addrtype6(o, module)),
         "addrtype" => addrtype(module),
         "iprange" => each(module, |o| iprange(o, scope)),
         "mark" => each(module, |o| mark(Key::Mark, o)),
@@ -338,6 +339,41 @@ fn addrtype(module: &Module<'_>) -> Option<Vec<Match>> {
         };
         ints(Key::Fib(fib), o, types?)
     })
+}
+
+/// xt_addrtype asks other questions of IPv6 addresses: UNICAST, MULTICAST and UNSPEC by the address alone,
+/// and of several types all must hold (match_type6).
+fn addrtype6(o: &Opt<'_>, module: &Module<'_>) -> Option<Vec<Match>> {
+    let types = o.arg().to_ascii_uppercase();
+    let range = |first: &str, last: &str| Some((first.parse().ok()?, last.parse().ok()?));
+    let (first, last) = match (o.name, types.as_str()) {
+        ("--limit-iface-in" | "--limit-iface-out", _) => return Some(vec![]),
+        (_, "LOCAL" | "ANYCAST" | "UNREACHABLE") => {
+            let fib = Fib {
+                saddr: o.name == "--src-type",
+                daddr: o.name == "--dst-type",
+                iif: module.has("--limit-iface-in"),
+                oif: module.has("--limit-iface-out"),
+                mark: false,
+                result: FibResult::Type,
+            };
+            return ints(Key::Fib(fib), o, IntSet::one(value::address_type(&types)?));
+        }
+        (_, "UNICAST") => range("::1", "feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")?,
+        (_, "MULTICAST") => range("ff00::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")?,
+        (_, "UNSPEC") => range("::", "::")?,
+        _ => return None,
+    };
+    let key = if o.name == "--src-type" {
+        Key::Saddr(Ipv::V6)
+    } else {
+        Key::Daddr(Ipv::V6)
+    };
+    Some(vec![Match::Cmp {
+        of: key.into(),
+        negate: o.negate,
+        values: Values::Addr(AddrSet::from_range(first, last)),
+    }])
 }
 
 fn iprange(o: &Opt<'_>, scope: &Scope<'_>) -> Option<Vec<Match>> {
