@@ -64,6 +64,8 @@ pub enum Command {
     Rollback(Rollback),
     /// List what was applied and undone
     History(History),
+    /// Undo everything that was ever applied, and forget it
+    Remove(Remove),
     /// Knock from outside and compare with the policy
     Verify(Verify),
     /// Knock on the ports of a machine of yours
@@ -203,6 +205,19 @@ pub struct Rollback {
     /// Which transaction (see history); the last one without it
     pub id: Option<u32>,
     /// Also remove the packages that it installed
+    #[arg(long)]
+    pub purge: bool,
+    /// Overwrite files that somebody changed since (copies are kept)
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Remove {
+    /// Ask nothing
+    #[arg(long)]
+    pub yes: bool,
+    /// Also remove the packages that were installed
     #[arg(long)]
     pub purge: bool,
     /// Overwrite files that somebody changed since (copies are kept)

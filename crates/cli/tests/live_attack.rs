@@ -1,5 +1,9 @@
 //! Scratch.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 use lab::World;
 #[test]
 #[ignore = "live: run by cargo xtask test"]
@@ -7,7 +11,13 @@ fn hold() {
     lab::require_root();
     let world = World::new("hold").unwrap();
     let mut out = String::new();
-    for h in [&world.server, &world.internet, &world.stranger, &world.operator, &world.neighbour] {
+    for h in [
+        &world.server,
+        &world.internet,
+        &world.stranger,
+        &world.operator,
+        &world.neighbour,
+    ] {
         out += &format!("{}={}\n", h.name(), h.pid());
     }
     let docker = std::env::var("HOLD_DOCKER").is_ok().then(|| {
@@ -18,7 +28,9 @@ fn hold() {
     std::fs::write("/tmp/hold.env", out).unwrap();
     for _ in 0..1800 {
         std::thread::sleep(std::time::Duration::from_secs(1));
-        if !std::path::Path::new("/tmp/hold.env").exists() { break; }
+        if !std::path::Path::new("/tmp/hold.env").exists() {
+            break;
+        }
     }
     drop(docker);
 }

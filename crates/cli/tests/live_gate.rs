@@ -149,6 +149,46 @@ fn g1_g16_one_apply_closes_everything_but_ssh_and_https() {
     assert!(again.success(), "{}{}", again.stdout, again.stderr);
     assert!(again.stdout.contains("Nothing to do"), "{}", again.stdout);
 
+    // The audit has nothing left to say, here or from a snapshot elsewhere, where there is no root.
+    let audit = machine.run(&["portcullis", "audit"]).unwrap();
+    assert_eq!(audit.code(), Some(0), "{}{}", audit.stdout, audit.stderr);
+    let snapshot = machine.ok(&["portcullis", "snapshot"]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("host.json");
+    std::fs::write(&file, snapshot).unwrap();
+    let elsewhere = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis"))
+        .args(["audit", "--snapshot"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&elsewhere.stdout), audit.stdout);
+    assert_eq!(elsewhere.status.code(), Some(0));
+
+    // G16: portcullis's own proof, from the operator's machine.
+    let scanned = machine
+        .neighbour
+        .command(&[
+            env!("CARGO_BIN_EXE_portcullis"),
+            "scan",
+            "--json",
+            &address::SERVER_LAN.to_string(),
+        ])
+        .timeout(Duration::from_secs(120))
+        .run()
+        .unwrap();
+    assert!(scanned.success(), "{}", scanned.stderr);
+    machine.write("/root/scan.json", &scanned.stdout).unwrap();
+    let verified = machine
+        .run(&["portcullis", "verify", "--report", "/root/scan.json"])
+        .unwrap();
+    assert_eq!(
+        verified.code(),
+        Some(0),
+        "{}{}",
+        verified.stdout,
+        verified.stderr
+    );
+
     // After a reboot the same.
     machine.reboot().unwrap();
     machine

@@ -1,6 +1,7 @@
 //! `confirm`, `rollback`, `history`, `recover`: what happens to a transaction after apply.
 
-use crate::args::{Confirm, Global, History, Rollback};
+use super::init::agreed;
+use crate::args::{Confirm, Global, History, Remove, Rollback};
 use crate::commands::{print, print_json, remark};
 use crate::error::{CliError, Exit};
 use crate::render::style::{DIM, GOOD, WARN, cell, paint};
@@ -58,18 +59,53 @@ pub fn rollback(global: &Global, args: &Rollback) -> Result<Exit, CliError> {
             }
             Ok(Exit::Clean)
         }
-        Err(error) => {
-            let hint = match &error {
-                RollbackError::Nothing => "nothing was applied on this machine",
-                RollbackError::ChangedSince { .. } => "look at these files first",
-                RollbackError::Incomplete { .. } => {
-                    "mend the cause and run it again: it goes on where it stopped"
-                }
-                _ => "portcullis history lists the transactions",
-            };
-            Err(CliError::usage(error.to_string()).hint(hint))
-        }
+        Err(error) => Err(not_rolled_back(&error)),
     }
+}
+
+/// `portcullis remove`.
+pub fn remove(global: &Global, args: &Remove) -> Result<Exit, CliError> {
+    need_root("remove")?;
+    let standing = transaction::history(&global.state_dir)
+        .map_err(|error| CliError::usage("cannot read the state folder").because(&error))?
+        .iter()
+        .filter(|entry| entry.phase != Phase::RolledBack)
+        .count();
+    let question = match standing {
+        0 => "Forget the history?".to_owned(),
+        1 => "Undo the one transaction that stands, and forget it?".to_owned(),
+        more => format!("Undo all {more} transactions that stand, and forget them?"),
+    };
+    if !args.yes && !agreed(&question)? {
+        remark("nothing was changed");
+        return Ok(Exit::Clean);
+    }
+    let options = RollbackOptions {
+        purge_packages: args.purge,
+        force: args.force,
+    };
+    let left =
+        transaction::remove(&global.state_dir, options).map_err(|error| not_rolled_back(&error))?;
+    print(&format!(
+        "{}\n",
+        paint(GOOD, "This machine is as it was before the first apply.")
+    ))?;
+    for what in left {
+        remark(&format!("left as it is: {}", clean(&what)));
+    }
+    Ok(Exit::Clean)
+}
+
+fn not_rolled_back(error: &RollbackError) -> CliError {
+    let hint = match error {
+        RollbackError::Nothing => "nothing was applied on this machine",
+        RollbackError::ChangedSince { .. } => "look at these files first",
+        RollbackError::Incomplete { .. } => {
+            "mend the cause and run it again: it goes on where it stopped"
+        }
+        _ => "portcullis history lists the transactions",
+    };
+    CliError::usage(error.to_string()).hint(hint)
 }
 
 /// `portcullis recover`: what the boot unit runs.
