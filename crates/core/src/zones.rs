@@ -94,7 +94,6 @@ pub fn places(host: &Host) -> Vec<Place> {
 
 fn at_interface(host: &Host, interface: &Interface, found: &mut Vec<(Kind, String, AddrSet)>) {
     let name = &interface.name;
-    let on_link = on_link(interface);
     let routes: Vec<&Route> = routes_through(host, interface.index).collect();
     let faces_v4 = routes
         .iter()
@@ -104,16 +103,18 @@ fn at_interface(host: &Host, interface: &Interface, found: &mut Vec<(Kind, Strin
         .any(|r| r.dst.addr().is_ipv6() && is_default(&r.dst));
     let kind = kind(host, interface);
 
-    let mut near = on_link;
-    if !(faces_v4 || faces_v6) || kind != Kind::Lan {
-        // Not the way to the Internet: what is routed through it arrives through it.
-        for route in routes.iter().filter(|r| !is_default(&r.dst)) {
-            near = near.union(&route.dst.into());
-        }
-    } else {
-        // Neighbours with public addresses are strangers, even on the same link.
-        near = near.intersect(&private());
+    let mut around = on_link(interface);
+    for route in routes.iter().filter(|r| !is_default(&r.dst)) {
+        around = around.union(&route.dst.into());
     }
+    // Not the way to the Internet: what is routed through it arrives through it. Else neighbours with
+    // public addresses are strangers, even on the same link.
+    let faces = (faces_v4 || faces_v6) && kind == Kind::Lan;
+    let mut near = if faces {
+        on_link(interface).intersect(&private())
+    } else {
+        around.clone()
+    };
     if name.starts_with("tailscale") {
         near = near.union(&tailnet());
     }
@@ -130,7 +131,8 @@ fn at_interface(host: &Host, interface: &Interface, found: &mut Vec<(Kind, Strin
         }
         found.push((kind, name.clone(), near.clone()));
     }
-    let mut far = AddrSet::empty();
+    // Who is on the link or routed through it is there also in the family without a default route.
+    let mut far = if faces { around } else { AddrSet::empty() };
     if faces_v4 {
         far = far.union(&everybody_v4());
     }

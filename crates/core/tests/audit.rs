@@ -623,3 +623,58 @@ fn each_of_a_hundred_containers_is_an_endpoint_at_the_host_and_at_its_own_addres
         204
     );
 }
+
+/// kube-proxy names a NodePort in one chain and translates in another; others hand on whole ranges,
+/// or everything that arrives.
+#[test]
+fn a_dnat_whose_port_stands_elsewhere_or_in_a_wide_range_is_seen() {
+    let check = |nat: &str, id: &str| {
+        let mut host = good();
+        let head = "*nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n";
+        let filter =
+            "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n";
+        host.rules = rules(&format!("{head}{nat}COMMIT\n{filter}"), UFW6);
+        let audit = look(&host);
+        let dnat = endpoint(&audit, id);
+        assert_eq!(dnat.verdict, EndpointVerdict::Exposed, "{nat}");
+        assert!(has(&open(dnat, "internet", 4), "8.8.8.8"), "{nat}");
+    };
+    let to = "-j DNAT --to-destination 192.168.1.77:80";
+    check(
+        &format!(
+            ":NODES - [0:0]\n:POD - [0:0]\n-A PREROUTING -j NODES\n-A NODES -p tcp -m tcp --dport 30080 -j POD\n-A POD -p tcp -m tcp {to}\n"
+        ),
+        "tcp/0.0.0.0:30080",
+    );
+    check(
+        &format!("-A PREROUTING -i eth0 -p tcp -m tcp --dport 20000:40000 {to}\n"),
+        "tcp/0.0.0.0:20000",
+    );
+    check(
+        &format!("-A PREROUTING -i eth0 -p tcp {to}\n"),
+        "tcp/0.0.0.0:8188",
+    );
+}
+
+/// Who could not see everything that listens cannot say that nobody gets in.
+#[test]
+fn a_blocked_test_does_not_hold_while_endpoints_are_unseen() {
+    let policy = Policy::parse(
+        "p.toml",
+        "version = 1\n[[allow]]\nport = \"ssh\"\nfrom = \"anywhere\"\n[[test]]\nfrom = \"203.0.113.99\"\nto = \"tcp/11434\"\nexpect = \"blocked\"\n",
+    )
+    .unwrap();
+    let mut host = good();
+    host.sockets.retain(|s| s.port != 11434);
+    let told = |host: &Host| {
+        let audit = audit(host, &policy);
+        audit.findings.iter().any(|f| f.id == "policy-test-unsure")
+    };
+    assert!(!told(&host));
+    host.unseen.push(Unseen {
+        what: "container engine".into(),
+        why: "no answer".into(),
+        uncertain: Uncertain::Endpoints,
+    });
+    assert!(told(&host));
+}

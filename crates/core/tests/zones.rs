@@ -99,6 +99,38 @@ fn a_home_box_has_its_lan_and_the_internet_on_one_nic() {
     assert!(!internet.contains("fe80::7".parse().unwrap()));
 }
 
+/// The neighbours on the link can connect over IPv6 though no way leads to the IPv6 Internet.
+#[test]
+fn public_ipv6_neighbours_count_without_an_ipv6_default_route() {
+    let mut net = net();
+    net.interfaces = vec![interface(
+        2,
+        "eth0",
+        None,
+        &[
+            "203.0.113.10/24",
+            "192.168.1.5/24",
+            "2001:db8::5/64",
+            "fe80::5/64",
+        ],
+    )];
+    net.routes = vec![
+        route("0.0.0.0/0", 2, Some("203.0.113.1")),
+        route("2001:db8::/64", 2, None),
+        route("2001:db8:7::/48", 2, Some("2001:db8::1")),
+    ];
+    check(
+        net,
+        &["internet", "lan"],
+        &[
+            ("2001:db8::77", "internet"),
+            ("2001:db8:7::1", "internet"),
+            ("192.168.1.77", "lan"),
+            ("fe80::77", "lan"),
+        ],
+    );
+}
+
 #[test]
 fn vpns_and_several_lans_are_told_apart() {
     let mut net = net();

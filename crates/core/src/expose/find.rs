@@ -6,7 +6,7 @@ use crate::finding::{Endpoint, EndpointId, Origin};
 use crate::host::{Container, Host, Socket};
 use crate::zones::canonical;
 use reach::Proto;
-use reach::ir::{Key, Match, NatKind, Rule, Statement, Values};
+use reach::ir::{Key, Match, NatKind, Rule, RuleVerdict, Statement, Values};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -21,7 +21,7 @@ const PROXIES: [&str; 7] = [
     "conmon",
 ];
 
-/// A DNAT rule over more ports than this is a range for something else, not a list of services.
+/// Of a DNAT rule over more ports than this, some stand for all.
 const MOST_DNAT_PORTS: u64 = 64;
 
 pub(super) fn candidates(host: &Host) -> Vec<Candidate> {
@@ -169,13 +169,27 @@ fn merge(socket: &Socket, address: IpAddr, v4: bool, v6: bool, found: &mut [Cand
 }
 
 /// Ports that somebody's DNAT or REDIRECT rule hands on and nothing above covers.
+///
+/// The rule that translates may stand in a chain of its own, and the port in the rule that jumps there
+/// (kube-proxy writes it so). So every port counts that a rule names in a table that translates: what
+/// nobody's packets meet drops out later.
 fn dnat(host: &Host, found: &mut Vec<Candidate>) {
+    let tables: BTreeSet<(String, String)> = host
+        .rules
+        .rules()
+        .filter(|(_, rule)| translates(rule))
+        .map(|(at, _)| (at.family, at.table))
+        .collect();
     let mut ports: BTreeMap<(Proto, u16), (bool, bool)> = BTreeMap::new();
     for (at, rule) in host.rules.rules() {
+        let (v4, v6) = (at.family != "ip6", at.family != "ip");
+        if !tables.contains(&(at.family, at.table)) {
+            continue;
+        }
         for key in dnat_ports(rule) {
             let families = ports.entry(key).or_default();
-            families.0 |= at.family != "ip6";
-            families.1 |= at.family != "ip";
+            families.0 |= v4;
+            families.1 |= v6;
         }
     }
     for ((proto, port), (v4, v6)) in ports {
@@ -214,16 +228,27 @@ fn dnat(host: &Host, found: &mut Vec<Candidate>) {
     }
 }
 
-/// The destination ports that a rule with DNAT or REDIRECT names.
-fn dnat_ports(rule: &Rule) -> Vec<(Proto, u16)> {
-    let translates = rule.statements.iter().any(|s| {
+fn translates(rule: &Rule) -> bool {
+    rule.statements.iter().any(|s| {
         matches!(s, Statement::Nat(nat) if matches!(nat.kind, NatKind::Dnat | NatKind::Redirect))
+    })
+}
+
+/// The destination ports that a rule names which translates or leads on to other rules.
+fn dnat_ports(rule: &Rule) -> Vec<(Proto, u16)> {
+    let leads_on = rule.statements.iter().any(|s| {
+        matches!(
+            s,
+            Statement::Verdict(RuleVerdict::Jump { .. } | RuleVerdict::Goto { .. })
+                | Statement::VerdictMap { .. }
+        )
     });
-    if !translates {
+    if !(leads_on || translates(rule)) {
         return Vec::new();
     }
     let mut protos = vec![Proto::Tcp, Proto::Udp];
-    let mut ports = Vec::new();
+    let mut ports: Vec<u16> = Vec::new();
+    let mut named = false;
     for statement in &rule.statements {
         let Statement::Match(Match::Cmp {
             of,
@@ -236,18 +261,33 @@ fn dnat_ports(rule: &Rule) -> Vec<(Proto, u16)> {
         match of.key {
             Key::L4Proto => protos.retain(|p| values.contains(p.number().into())),
             Key::Dport => {
+                named = true;
                 for (first, last) in values.intervals() {
-                    if last - first < MOST_DNAT_PORTS {
-                        ports.extend((*first..=*last).filter_map(|p| u16::try_from(p).ok()));
-                    }
+                    let first = u16::try_from(*first).unwrap_or(u16::MAX);
+                    let last = u16::try_from(*last).unwrap_or(u16::MAX);
+                    ports.extend(some_of(first, last));
                 }
             }
             _ => {}
         }
     }
+    if !named && translates(rule) {
+        ports.extend(some_of(1, u16::MAX));
+    }
     protos
         .into_iter()
         .flat_map(|proto| ports.iter().map(move |port| (proto, *port)))
+        .collect()
+}
+
+/// All ports of a small range; of a wide one the first, and those of the services that matter here.
+fn some_of(first: u16, last: u16) -> Vec<u16> {
+    if u64::from(last.saturating_sub(first)) < MOST_DNAT_PORTS {
+        return (first..=last).collect();
+    }
+    let known = catalog::services().iter().flat_map(|s| &s.ports).copied();
+    std::iter::once(first)
+        .chain(known.filter(|port| (first..=last).contains(port)))
         .collect()
 }
 

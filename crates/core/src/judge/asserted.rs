@@ -102,6 +102,15 @@ fn outcome(case: &Case<'_>, test: &PolicyTest) -> Outcome {
     match (test.expect, admitted, maybe) {
         (Expect::Blocked, Some((id, shown)), _) => Outcome::Fails(Some(id), shown),
         (Expect::Blocked, None, Some((id, shown))) => Outcome::Unsure(Some(id), shown),
+        (Expect::Blocked, None, None)
+            if !served && crate::expose::may_miss_endpoints(case.host) =>
+        {
+            Outcome::Unsure(
+                None,
+                "nothing is seen to serve this port, and not everything that listens could be seen"
+                    .to_owned(),
+            )
+        }
         (Expect::Blocked, None, None) => Outcome::Holds,
         (Expect::Admitted, Some(_), _) => Outcome::Holds,
         // A rate limit admits those who keep to it.
