@@ -152,7 +152,10 @@ pub fn observe_with(options: &Options) -> Host {
             Ok(connections) => {
                 let variable = std::env::var("SSH_CONNECTION").ok();
                 let hint = sshd::own_hint(variable.as_deref());
-                host.sessions = sshd::sessions(&connections, &processes, &ports, hint, &mut gaps);
+                let passwd = disk.text("/etc/passwd").ok().flatten();
+                let apart = sshd::apart(passwd.as_deref().unwrap_or_default());
+                host.sessions =
+                    sshd::sessions(&connections, &processes, &ports, hint, apart, &mut gaps);
             }
             Err(error) => gaps.add("sessions", words(&error), Uncertain::Mechanism),
         }

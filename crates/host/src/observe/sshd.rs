@@ -170,22 +170,37 @@ fn serves_one(process: &Process) -> bool {
         .exe
         .as_deref()
         .is_some_and(|exe| exe.contains("/sshd-session") || exe.contains("/sshd-auth"));
-    own_program || (session && !process.cmdline.join(" ").contains("[listener]"))
+    own_program || (session && !listener(&process.cmdline.join(" ")))
+}
+
+/// True for the title of an sshd that waits for connections: `sshd: /usr/sbin/sshd -D [listener] 0 of
+/// 10-100 startups`. A title has only the room of the command line and the environment that the
+/// process was started with (OpenSSH: openbsd-compat/setproctitle.c), so that its end may be cut
+/// off; its beginning, the path of the program, tells it too: no user's name begins with a slash.
+fn listener(title: &str) -> bool {
+    title.contains("[listener]") || title.starts_with("sshd: /")
 }
 
 /// True when somebody is logged in over the connection that these processes hold. Before that, sshd's
 /// processes are called `sshd: root [priv]`, `sshd: unknown [net]` or `sshd: [accepted]`; afterwards
 /// one of them is `sshd: NAME@TTY`, or `sshd: NAME` where no session channel is open (`ssh -N`, a
 /// jump to another host) (OpenSSH: sshd.c, auth2.c, session_proctitle). Whoever merely knocks must
-/// never count as an operator: what operators get is not for attackers.
-fn logged_in(owners: &[&Process]) -> bool {
+/// never count as an operator: what operators get is not for attackers. Titles may be cut (see
+/// [`listener`]) before the bracket that tells; what cannot be cut is that until the login, and only
+/// until then, one of them runs as `apart`, the user `sshd` (OpenSSH: README.privsep).
+fn logged_in(owners: &[&Process], apart: Option<u32>) -> bool {
+    if apart.is_some() && owners.iter().any(|process| Some(process.uid) == apart) {
+        return false;
+    }
     owners.iter().any(|process| {
         let title = process.cmdline.join(" ");
         let who = title
             .strip_prefix("sshd: ")
             .or_else(|| title.strip_prefix("sshd-session: "))
             .map(str::trim);
-        who.is_some_and(|who| !who.is_empty() && who != "unknown" && !who.contains('['))
+        who.is_some_and(|who| {
+            !who.is_empty() && who != "unknown" && !who.contains('[') && !who.starts_with('/')
+        })
     })
 }
 
@@ -265,12 +280,22 @@ pub(super) fn ways_in(
         .unwrap_or_default()
 }
 
-/// Who is connected. `ports` are those where sshd listens or is told to.
+/// The user as whom sshd talks to clients that have not logged in, out of the text of /etc/passwd.
+pub(super) fn apart(passwd: &str) -> Option<u32> {
+    passwd
+        .lines()
+        .find(|line| line.starts_with("sshd:"))
+        .and_then(|line| line.split(':').nth(2)?.parse().ok())
+        .filter(|uid| *uid != 0)
+}
+
+/// Who is connected. `ports` are those where sshd listens or is told to; `apart` is [`apart`]'s.
 pub(super) fn sessions(
     connections: &[Connection],
     processes: &Processes,
     ports: &BTreeSet<u16>,
     own_hint: Option<(IpAddr, u16)>,
+    apart: Option<u32>,
     gaps: &mut Gaps,
 ) -> Vec<Session> {
     let mut above: BTreeSet<u32> = processes
@@ -328,7 +353,7 @@ pub(super) fn sessions(
             let owners = processes.owners(connection.inode);
             let own = owners.iter().any(|process| above.contains(&process.pid))
                 || own_hint == Some((connection.peer, connection.peer_port));
-            if !(own || logged_in(&owners)) {
+            if !(own || logged_in(&owners, apart)) {
                 return None;
             }
             let process = owners
@@ -497,8 +522,32 @@ mod tests {
         ] {
             let owners: Vec<Process> = titles.iter().map(|title| process(title)).collect();
             let owners: Vec<&Process> = owners.iter().collect();
-            assert_eq!(logged_in(&owners), expected, "{titles:?}");
+            assert_eq!(logged_in(&owners, None), expected, "{titles:?}");
         }
+    }
+
+    /// `env -i /usr/sbin/sshd` leaves a title the room of `/usr/sbin/sshd -R`.
+    #[test]
+    fn a_title_cut_before_its_bracket_makes_no_operator_and_hides_no_listener() {
+        let process = |title: &str, uid: u32| Process {
+            exe: Some("/usr/sbin/sshd".to_owned()),
+            cmdline: vec![title.to_owned(), "R".to_owned()],
+            uid,
+            ..Process::default()
+        };
+        let apart = apart("root:x:0:0::/root:/bin/sh\nsshd:x:103:65534::/run/sshd:/bin/false\n");
+        assert_eq!(apart, Some(103));
+        let (monitor, before) = (
+            process("sshd: administra", 0),
+            process("sshd: administra", 103),
+        );
+        let after = process("sshd: administra", 1000);
+        assert!(!logged_in(&[&monitor, &before], apart));
+        assert!(logged_in(&[&monitor, &after], apart));
+        let listener = process("sshd: /usr/s", 0);
+        assert!(!logged_in(&[&listener], apart));
+        assert!(!serves_one(&listener));
+        assert_eq!(super::apart("sshdx:x:1:1:::\n"), None);
     }
 
     #[test]
