@@ -58,8 +58,6 @@ pub(super) struct Module<'a> {
     spec: Option<Spec>,
     /// Byte range in the line.
     span: (usize, usize),
-    /// Statements of the rule that come before it.
-    after: usize,
 }
 
 impl<'a> Module<'a> {
@@ -115,11 +113,9 @@ pub(super) fn parse(
     };
     // A target ends the rule wherever it was written.
     let (targets, matches): (Vec<_>, Vec<_>) = reader.modules.into_iter().partition(|m| m.target);
-    let mut basic = reader.statements.into_iter().enumerate().peekable();
+    // What iptables tests by itself comes first, wherever it was written: ports make sense of a known protocol.
+    out.statements = reader.statements;
     for module in &matches {
-        while let Some((_, statement)) = basic.next_if(|(at, _)| *at < module.after) {
-            out.statements.push(statement);
-        }
         let text = span(line, module.span);
         if module.name == "comment" && module.opts.iter().all(|o| o.known) {
             let comment = module.opt("--comment").map(|o| o.arg().to_string());
@@ -137,7 +133,6 @@ pub(super) fn parse(
             }
         }
     }
-    out.statements.extend(basic.map(|(_, s)| s));
     for statement in &out.statements {
         if let Statement::Match(Match::Unknown { text }) = statement
             && !problems.iter().any(|p| p.ends_with(text.as_str()))
@@ -153,7 +148,12 @@ pub(super) fn parse(
             continue;
         }
         match targets::decode(module, scope, text) {
-            Some(decoded) => out.statements.extend(decoded),
+            Some(decoded) => {
+                if matches!(decoded[..], [Statement::Unknown { .. }]) {
+                    problems.push(format!("target not understood: {text}"));
+                }
+                out.statements.extend(decoded);
+            }
             None => out
                 .statements
                 .push(jump(module, scope, false, text, problems)),
@@ -288,7 +288,6 @@ impl<'a, 'w> Reader<'a, 'w> {
             opts: vec![],
             spec,
             span: (self.words[start].span.0, self.words[self.at - 1].span.1),
-            after: self.statements.len(),
         });
         Some(())
     }
@@ -427,7 +426,6 @@ impl<'a, 'w> Reader<'a, 'w> {
             opts: vec![],
             spec: options::of_match(name),
             span: self.words[self.at - 1].span,
-            after: self.statements.len(),
         };
         module.arity(option).is_some().then_some(module)
     }
