@@ -241,8 +241,22 @@ fn unseen(out: &mut String, audit: &Audit) {
         return;
     }
     let _ = writeln!(out, "\nWhat could not be seen");
+    let mut told: Vec<&str> = Vec::new();
     for gap in &audit.unseen {
-        let text = format!("{}: {}", clean(&gap.what), clean(&gap.why));
+        if told.contains(&gap.what.as_str()) {
+            continue;
+        }
+        told.push(&gap.what);
+        let more = audit
+            .unseen
+            .iter()
+            .filter(|other| other.what == gap.what)
+            .count()
+            - 1;
+        let mut text = format!("{}: {}", clean(&gap.what), clean(&gap.why));
+        if more > 0 {
+            let _ = write!(text, " (and {more} more)");
+        }
         for line in wrap(&text, WIDTH - 4) {
             let _ = writeln!(out, "  {}", paint(WARN, line));
         }
