@@ -55,14 +55,15 @@ pub fn scan(
         };
         let knocked = Knocker::new(address, ports, options, end)?.run(&mut tell)?;
         report.partial |= knocked.unsettled > 0;
-        report.targets.push(TargetReport {
+        let target = TargetReport {
             address,
             source: source_towards(address),
             asked: ports.to_string(),
             ports: knocked.ports,
             summary: knocked.summary,
             note: None,
-        });
+        };
+        report.targets.push(target.folded());
     }
     Ok(report)
 }

@@ -79,16 +79,60 @@ pub struct Summary {
 }
 
 impl Report {
-    /// True when it must not be read as a result: unfinished, without targets, or a target from
-    /// which nothing at all came back (a wrong address looks just like a perfect firewall).
+    /// True when it must not be read as a result: unfinished, without targets, a target from which
+    /// nothing at all came back (a wrong address looks just like a perfect firewall), or one where
+    /// something answers for every port.
     pub fn inconclusive(&self) -> bool {
         self.partial
             || self.targets.is_empty()
-            || self.targets.iter().any(|target| !target.answered())
+            || self
+                .targets
+                .iter()
+                .any(|target| !target.answered() || target.answers_for_all())
     }
 }
 
+/// Ports above which a report does not list each one that was refused.
+const REFUSED_LISTED: usize = 512;
+/// Ports that a scan has to ask before it can say that "every" port answers.
+const MANY: usize = 1000;
+
 impl TargetReport {
+    /// Puts a sentence in place of thousands of lines that say the same.
+    pub(crate) fn folded(mut self) -> Self {
+        let asked = crate::PortSet::parse(&self.asked).map_or(0, |ports| ports.len());
+        if asked >= MANY && self.summary.open > asked / 2 {
+            self.ports.retain(|port| port.state != PortState::Open);
+            self.add_note(format!(
+                "{} of {asked} ports accepted a connection: something answers for all of them (a \
+                 tarpit, a SYN proxy, a redirect of every port), so what is really open cannot be \
+                 told from here",
+                self.summary.open
+            ));
+        }
+        if self.summary.rejected > REFUSED_LISTED {
+            self.ports.retain(|port| port.state != PortState::Rejected);
+            self.add_note(format!(
+                "{} ports were refused with an ICMP error each; they are not listed",
+                self.summary.rejected
+            ));
+        }
+        self
+    }
+
+    fn add_note(&mut self, sentence: String) {
+        self.note = Some(match self.note.take() {
+            Some(before) => format!("{before}; {sentence}"),
+            None => sentence,
+        });
+    }
+
+    /// True when so many ports accepted that they are not listed: no single one is evidence.
+    pub fn answers_for_all(&self) -> bool {
+        let tcp = |port: &&PortReport| port.state == PortState::Open && port.proto == "tcp";
+        self.summary.open > self.ports.iter().filter(tcp).count()
+    }
+
     /// True when at least one port gave evidence that the host is there. "Unreachable" errors do
     /// not count: this machine makes the same ones up when nobody answers ARP or no route leads
     /// there.

@@ -8,6 +8,7 @@
 
 mod canary;
 mod cookie;
+mod flow;
 mod frame;
 mod listen;
 mod plan;
@@ -157,6 +158,7 @@ fn of_states(
         summary,
         note: outcome.excuses[index].clone(),
     }
+    .folded()
 }
 
 fn reason_of(code: u8) -> Unreachable {

@@ -2,6 +2,7 @@
 
 use super::PacketOptions;
 use super::canary::{Canaries, FIRST_TRIAL, Failure, PERCHES, SECOND_TRIAL, Sent, is_ssh};
+use super::flow::{Flow, Pace};
 use super::frame::{Template, Unreachable};
 use super::listen::{CLOSED, OPEN, Shared, Slot, listen};
 use super::plan::Group;
@@ -142,36 +143,16 @@ fn is_final(state: u8) -> bool {
         .any(|reason| *reason as u8 == state)
 }
 
-/// Keeps to a rate; time that was lost is not made up for with a burst.
-struct Pace {
-    due: Instant,
-}
-
-impl Pace {
-    fn take(&mut self, packets: u32, rate: f64) {
-        self.due += Duration::from_secs_f64(f64::from(packets) / rate);
-        let now = Instant::now();
-        match self.due.checked_duration_since(now) {
-            Some(ahead) if ahead > Duration::from_micros(100) => std::thread::sleep(ahead),
-            Some(_) => {}
-            None => self.due = self.due.max(now - EPOCH / 4),
-        }
-    }
-}
-
 struct Rounds<'a> {
     shared: &'a Shared<'a>,
     sender: Sender,
     syns: Vec<Option<Template>>,
     ports: Vec<u16>,
     canaries: Vec<Canaries>,
-    max_rate: f64,
-    rate: f64,
+    flow: Flow,
     end: Instant,
     /// Bounds on the loss of the rounds so far, a list a target; 1 for a round without canaries.
     bounds: Vec<Vec<f64>>,
-    /// Loss that the path has anyway.
-    baseline: f64,
     /// How long an answer may take.
     patience: Duration,
     /// Number of the trial or round under way.
@@ -202,11 +183,9 @@ impl<'a> Rounds<'a> {
                 .collect(),
             ports: shuffled(ports),
             canaries: targets.iter().map(|_| Canaries::default()).collect(),
-            max_rate: max_rate.max(100.0),
-            rate: options.rate.clamp(100.0, max_rate.max(100.0)),
+            flow: Flow::new(options.rate, max_rate),
             end,
             bounds: vec![Vec::new(); targets.len()],
-            baseline: 0.05,
             patience: FIRST_WAIT,
             turn: 0,
             rests: 0,
@@ -308,9 +287,7 @@ impl<'a> Rounds<'a> {
     /// One pass over what is silent; false when it was cut short because canaries can be had now.
     fn round(&mut self, may_cut: bool, tell: &mut dyn FnMut(usize)) -> io::Result<bool> {
         self.begin_turn();
-        let mut pace = Pace {
-            due: Instant::now(),
-        };
+        let mut pace = Pace::new();
         let mut epoch = Instant::now();
         let mut cut = false;
         let mut unpaced = 0;
@@ -326,7 +303,7 @@ impl<'a> Rounds<'a> {
                 self.knock(target, *port)?;
                 unpaced += 1;
                 if unpaced >= 64 {
-                    pace.take(unpaced, self.rate);
+                    pace.take(unpaced, self.flow.rate);
                     unpaced = 0;
                 }
             }
@@ -609,42 +586,33 @@ impl<'a> Rounds<'a> {
         Ok(())
     }
 
-    /// Speeds up after a clean epoch, slows down when more is lost than the path loses anyway, and
-    /// doubts ports that fell silent.
+    /// Speeds up after a clean epoch, slows down when more is lost than the path loses anyway or a
+    /// queue builds up, and doubts ports that fell silent. Each change is judged by canaries sent
+    /// after it, so that one burst of loss slows down once.
     fn adapt(&mut self) -> io::Result<()> {
         let now = self.shared.now();
         let patience = wait_micros(self.patience);
-        let (mut seen, mut lost) = (0u32, 0u32);
         let mut doubted = Vec::new();
         for (target, canaries) in self.canaries.iter_mut().enumerate() {
             while let Some(knock) = canaries.sent.get(canaries.judged).copied() {
-                if now.wrapping_sub(knock.at) < patience {
+                let at = self.shared.slots[target][canaries.judged]
+                    .answered
+                    .load(Relaxed);
+                if at == 0 && now.wrapping_sub(knock.at) < patience {
                     break;
                 }
-                let answered = self.shared.slots[target][canaries.judged]
-                    .answered
-                    .load(Relaxed)
-                    != 0;
                 canaries.judged += 1;
-                seen += 1;
-                lost += u32::from(!answered);
-                if canaries.heard(knock, answered) && !doubted.contains(&(target, knock.port)) {
+                self.flow.judge(knock.at, at);
+                if canaries.heard(knock, at != 0) && !doubted.contains(&(target, knock.port)) {
                     doubted.push((target, knock.port));
                 }
             }
         }
-        if !doubted.is_empty() {
-            return self.rest(&doubted);
+        if doubted.is_empty() {
+            self.flow.adapt(now);
+            return Ok(());
         }
-        if seen >= 8 {
-            let loss = f64::from(lost) / f64::from(seen);
-            self.rate = if loss > self.baseline + 0.1 {
-                (self.rate * 0.7).max(1000.0f64.min(self.max_rate))
-            } else {
-                (self.rate * 1.25).min(self.max_rate)
-            };
-        }
-        Ok(())
+        self.rest(&doubted)
     }
 
     /// Canaries fell silent: either too much was sent at once, or their ports answer no more. A
@@ -680,7 +648,7 @@ impl<'a> Rounds<'a> {
                 .any(|(slot, knock)| knock.port == port && slot.answered.load(Relaxed) != 0);
             if alive {
                 self.canaries[target].forgive();
-                self.rate = (self.rate * 0.5).max(1000.0f64.min(self.max_rate));
+                self.flow.halve(self.shared.now());
             } else if asked {
                 self.canaries[target].fail(port, Failure::Stopped);
             }
@@ -708,8 +676,7 @@ impl<'a> Rounds<'a> {
             .filter(|entry| rate(entry) <= 3.0 * best + 0.1)
             .fold((0, 0), |sum, entry| (sum.0 + entry.0, sum.1 + entry.1));
         if sent > 0 {
-            let seen = f64::from(lost) / f64::from(sent);
-            self.baseline = self.baseline.min(seen.max(0.005));
+            self.flow.path_loses(f64::from(lost) / f64::from(sent));
         }
         loss_bound(sent, lost)
     }

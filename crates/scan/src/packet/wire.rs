@@ -10,7 +10,7 @@ use std::time::Duration;
 pub const BATCH: usize = 64;
 
 const BLOCK: usize = 1 << 20;
-const BLOCKS: usize = 32;
+const BLOCKS: usize = 16;
 /// Milliseconds after which the kernel hands over a block that is not full.
 const RETIRE: u32 = 2;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
