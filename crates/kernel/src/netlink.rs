@@ -38,53 +38,52 @@ pub(crate) struct Message<'a> {
     pub body: &'a [u8],
 }
 
+/// How an answer ended.
+enum Answer {
+    /// Complete.
+    Whole,
+    /// The kernel says that its tables changed while it answered.
+    Interrupted,
+    /// A datagram of this length did not fit in the buffer: part of it is lost.
+    Cut(usize),
+}
+
 /// A netlink socket in the calling thread's network namespace.
 pub(crate) struct Netlink {
     fd: OwnedFd,
+    protocol: SockProtocol,
     seq: u32,
     port: u32,
     buffer: Vec<u8>,
 }
 
 impl Netlink {
-    /// Opens a socket of one netlink protocol. Strict checking is asked for where the kernel has
-    /// it, so that a filter that it does not know is an error rather than ignored.
+    /// Opens a socket of one netlink protocol.
     pub fn open(protocol: SockProtocol, what: &str) -> Result<Netlink, Error> {
-        let err = |e| Error::kernel(what, e);
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            protocol,
-        )
-        .map_err(err)?;
-        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE)).map_err(err)?;
-        let one: libc::c_int = 1;
-        // SAFETY: `fd` is an open socket, `one` lives across the call and its size is given.
-        // A failure (kernels before 4.20) is harmless, so the result is ignored.
-        unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_NETLINK,
-                libc::NETLINK_GET_STRICT_CHK,
-                (&raw const one).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            );
-        }
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(err)?;
-        let port = getsockname::<NetlinkAddr>(fd.as_raw_fd())
-            .map_err(err)?
-            .pid();
+        let (fd, port) = connect(protocol, what)?;
         Ok(Netlink {
             fd,
+            protocol,
             seq: 0,
             port,
             buffer: vec![0; BUFFER],
         })
     }
 
+    /// Makes room for a datagram of `length` bytes. The socket is a new one: the old one's answer
+    /// was still under way, and until it ends the kernel takes no other question.
+    fn grow(&mut self, what: &str, length: usize) -> Result<(), Error> {
+        if length > BUFFER_MAX {
+            return Err(Error::malformed(what, "datagram beyond 16 MiB"));
+        }
+        (self.fd, self.port) = connect(self.protocol, what)?;
+        self.buffer.resize(length.next_power_of_two(), 0);
+        Ok(())
+    }
+
     /// Sends a dump request and hands every message of the answer to `parse`; what it returns is
-    /// collected. Repeated from the start while the kernel marks the answer as interrupted.
+    /// collected. Repeated from the start while the kernel marks the answer as interrupted, and
+    /// with a larger buffer when a datagram did not fit.
     pub fn dump<T>(
         &mut self,
         what: &str,
@@ -94,11 +93,16 @@ impl Netlink {
     ) -> Result<Vec<T>, Error> {
         for attempt in 0..ATTEMPTS {
             let mut out = Vec::new();
-            let intact = self.exchange(what, kind, NLM_F_DUMP, payload, &mut |m| {
+            let answer = self.exchange(what, kind, NLM_F_DUMP, payload, &mut |m| {
                 out.extend(parse(m));
             })?;
-            if intact {
-                return Ok(out);
+            match answer {
+                Answer::Whole => return Ok(out),
+                Answer::Cut(length) => {
+                    self.grow(what, length)?;
+                    continue;
+                }
+                Answer::Interrupted => {}
             }
             // Whoever is writing gets time to finish.
             std::thread::sleep(std::time::Duration::from_millis(1 << attempt.min(6)));
@@ -117,17 +121,26 @@ impl Netlink {
         payload: &[u8],
         mut parse: impl FnMut(Message<'_>) -> Option<T>,
     ) -> Result<Option<T>, Error> {
-        let mut out = None;
-        // The acknowledgement marks the end of the answer, whatever the subsystem sends.
-        self.exchange(what, kind, NLM_F_ACK, payload, &mut |m| {
-            if out.is_none() {
-                out = parse(m);
+        for _ in 0..ATTEMPTS {
+            let mut out = None;
+            // The acknowledgement marks the end of the answer, whatever the subsystem sends.
+            let answer = self.exchange(what, kind, NLM_F_ACK, payload, &mut |m| {
+                if out.is_none() {
+                    out = parse(m);
+                }
+            })?;
+            match answer {
+                Answer::Cut(length) => self.grow(what, length)?,
+                Answer::Whole | Answer::Interrupted => return Ok(out),
             }
-        })?;
-        Ok(out)
+        }
+        Err(Error::Unstable {
+            what: what.to_owned(),
+            attempts: ATTEMPTS,
+        })
     }
 
-    /// One request and its whole answer. `Ok(false)`: the dump was interrupted.
+    /// One request and its answer.
     fn exchange(
         &mut self,
         what: &str,
@@ -135,7 +148,7 @@ impl Netlink {
         flags: u16,
         payload: &[u8],
         each: &mut dyn FnMut(Message<'_>),
-    ) -> Result<bool, Error> {
+    ) -> Result<Answer, Error> {
         self.seq = self.seq.wrapping_add(1);
         let mut request = Vec::with_capacity(HEADER + payload.len());
         request.extend(((HEADER + payload.len()) as u32).to_ne_bytes());
@@ -152,9 +165,12 @@ impl Netlink {
         )
         .map_err(|e| Error::kernel(what, e))?;
 
-        let mut intact = true;
+        let mut end = Answer::Whole;
         loop {
             let length = self.receive(what)?;
+            if length > self.buffer.len() {
+                return Ok(Answer::Cut(length));
+            }
             let mut rest = &self.buffer[..length];
             while !rest.is_empty() {
                 let Some((header, message, next)) = split_message(rest) else {
@@ -166,7 +182,7 @@ impl Netlink {
                     continue;
                 }
                 if header.flags & NLM_F_DUMP_INTR != 0 {
-                    intact = false;
+                    end = Answer::Interrupted;
                 }
                 match header.kind {
                     NLMSG_NOOP => {}
@@ -174,8 +190,8 @@ impl Netlink {
                         // A dump that fails half-way says so in its last message.
                         let code = message.get(..4).map_or(0, i32_ne);
                         return match code {
-                            0.. => Ok(intact),
-                            _ => failed(what, code, intact),
+                            0.. => Ok(end),
+                            _ => failed(what, code),
                         };
                     }
                     NLMSG_ERROR => {
@@ -183,9 +199,9 @@ impl Netlink {
                             return Err(Error::malformed(what, "NLMSG_ERROR"));
                         };
                         if code == 0 {
-                            return Ok(intact);
+                            return Ok(end);
                         }
-                        return failed(what, code, intact);
+                        return failed(what, code);
                     }
                     kind => {
                         each(Message {
@@ -193,7 +209,7 @@ impl Netlink {
                             body: message,
                         });
                         if header.flags & NLM_F_MULTI == 0 && flags & NLM_F_ACK == 0 {
-                            return Ok(intact);
+                            return Ok(end);
                         }
                     }
                 }
@@ -201,36 +217,18 @@ impl Netlink {
         }
     }
 
-    /// Receives one datagram from the kernel into the buffer.
+    /// Receives one datagram from the kernel into the buffer. Returns its length, which is more
+    /// than the buffer's when its end was cut off.
     fn receive(&mut self, what: &str) -> Result<usize, Error> {
         loop {
-            // Look first: a datagram that does not fit would be cut and lost.
-            let peeked = self.recv(what, MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC, 0)?;
-            if peeked.0 > self.buffer.len() {
-                if peeked.0 > BUFFER_MAX {
-                    return Err(Error::malformed(what, "datagram beyond 16 MiB"));
-                }
-                self.buffer.resize(peeked.0.next_power_of_two(), 0);
-            }
-            let whole = self.buffer.len();
-            let (length, sender) = self.recv(what, MsgFlags::MSG_TRUNC, whole)?;
-            if length > self.buffer.len() {
-                return Err(Error::malformed(what, "datagram was cut"));
-            }
-            // Another root process could send to this port; only the kernel is believed.
-            if sender == 0 {
-                return Ok(length);
-            }
-        }
-    }
-
-    /// Length of the next datagram and its sender; at most `room` bytes of it go into the buffer.
-    fn recv(&mut self, what: &str, flags: MsgFlags, room: usize) -> Result<(usize, u32), Error> {
-        loop {
-            let mut iov = [IoSliceMut::new(&mut self.buffer[..room])];
+            let mut iov = [IoSliceMut::new(&mut self.buffer)];
+            // With MSG_TRUNC the length is the datagram's, however much of it fits. Looking at it
+            // with MSG_PEEK first would take twice the calls and copies.
+            let flags = MsgFlags::MSG_TRUNC;
             match recvmsg::<NetlinkAddr>(self.fd.as_raw_fd(), &mut iov, None, flags) {
-                Ok(r) => return Ok((r.bytes, r.address.map_or(u32::MAX, |a| a.pid()))),
-                Err(Errno::EINTR) => {}
+                // Another root process could send to this port; only the kernel is believed.
+                Ok(r) if r.address.is_some_and(|a| a.pid() == 0) => return Ok(r.bytes),
+                Ok(_) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     return Err(Error::Timeout {
                         what: what.to_owned(),
@@ -243,10 +241,41 @@ impl Netlink {
     }
 }
 
+/// A socket of one netlink protocol and its port. Strict checking is asked for where the kernel
+/// has it, so that a filter that it does not know is an error rather than ignored.
+fn connect(protocol: SockProtocol, what: &str) -> Result<(OwnedFd, u32), Error> {
+    let err = |e| Error::kernel(what, e);
+    let fd = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        protocol,
+    )
+    .map_err(err)?;
+    setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE)).map_err(err)?;
+    let one: libc::c_int = 1;
+    // SAFETY: `fd` is an open socket, `one` lives across the call and its size is given.
+    // A failure (kernels before 4.20) is harmless, so the result is ignored.
+    unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_NETLINK,
+            libc::NETLINK_GET_STRICT_CHK,
+            (&raw const one).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        );
+    }
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(err)?;
+    let port = getsockname::<NetlinkAddr>(fd.as_raw_fd())
+        .map_err(err)?
+        .pid();
+    Ok((fd, port))
+}
+
 /// EINTR from a dump means the same as NLM_F_DUMP_INTR (nf_tables since 4.19).
-fn failed(what: &str, code: i32, _intact: bool) -> Result<bool, Error> {
+fn failed(what: &str, code: i32) -> Result<Answer, Error> {
     match Errno::from_raw(code.saturating_neg()) {
-        Errno::EINTR => Ok(false),
+        Errno::EINTR => Ok(Answer::Interrupted),
         errno => Err(Error::kernel(what, errno)),
     }
 }
@@ -424,6 +453,24 @@ mod tests {
         assert!(Attrs(&[2, 0, 1, 0, 9, 9]).next().is_none());
         assert!(Attrs(&[0, 0, 1, 0]).next().is_none());
         assert!(!Attrs(&[0, 0, 1, 0]).intact());
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_is_asked_for_again_in_a_larger_room() {
+        let names = |buffer: usize| {
+            let mut nl = Netlink::open(SockProtocol::NetlinkRoute, "links").unwrap();
+            nl.buffer.resize(buffer, 0);
+            // RTM_GETLINK with an empty struct ifinfomsg; IFLA_IFNAME.
+            let found = nl.dump("links", 18, &[0; 16], |m| {
+                Some(Attrs(m.body.get(16..)?).find(3)?.text())
+            });
+            (found.unwrap(), nl.buffer.len())
+        };
+        let (whole, _) = names(BUFFER);
+        assert!(whole.iter().any(|name| name == "lo"));
+        let (again, grown) = names(128);
+        assert_eq!(again, whole);
+        assert!(grown > 128);
     }
 
     #[test]
