@@ -126,8 +126,17 @@ pub fn audit(host: &Host, policy: &Policy) -> Audit {
     ] {
         room(&case, &mut findings);
     }
+    // Among equals an open port comes before the state of a mechanism: it is what people ask for.
     findings.sort_by(|a, b| {
-        (b.severity, &a.id, &a.endpoint, &a.title).cmp(&(a.severity, &b.id, &b.endpoint, &b.title))
+        let key = |f: &Finding| {
+            (
+                f.endpoint.is_none(),
+                f.id.clone(),
+                f.endpoint.clone(),
+                f.title.clone(),
+            )
+        };
+        (b.severity, key(a)).cmp(&(a.severity, key(b)))
     });
     findings.dedup();
     Audit {
