@@ -1,12 +1,16 @@
 //! From a plan to its last change read back.
 
+use super::errors::{not_prepared, sentences};
 use super::faults::{Faults, NoFaults};
+use super::history::{open_ones, phase, remaining};
 use super::journal::{Journal, Record};
+use super::recover::recover_locked;
 use super::rollback::{self, Manner};
-use super::state::{Lock, LockError, State};
-use super::wayin::{self, LockedOut};
-use super::{Confirm, Event, Phase, Progress, RollbackError, TransactionId, Why};
-use super::{clock, snapshot, watchdog};
+use super::state::{Lock, State};
+use super::touched::changed_since;
+use super::wait::keep;
+use super::{ApplyError, Confirm, Event, Phase, Progress, TransactionId, Why};
+use super::{clock, snapshot, watchdog, wayin};
 use crate::change::{self, Context, Touch, files, full, systemd, ufw};
 use nix::fcntl::posix_fallocate;
 use portcullis_core::facts_hash;
@@ -19,22 +23,18 @@ use std::time::Duration;
 
 /// What the lock says while changes are made.
 pub(super) const PURPOSE: &str = "apply";
-
 /// Installing packages may take this long before the watchdog fires.
 const INSTALL: Duration = Duration::from_secs(900);
-
 /// Making the changes may take this long at least, even if the window to confirm is shorter.
 const CHANGES: Duration = Duration::from_secs(20);
-
 /// Room on the disk that a rollback frees first, bytes, besides the size of what it restores.
 const BALLAST: u64 = 1024 * 1024;
-
 /// How a plan is applied.
 #[derive(Clone)]
 pub struct ApplyOptions<'a> {
     /// The state folder ([`super::DEFAULT_STATE_DIR`]).
     pub state_dir: PathBuf,
-    /// The program that watchdogs run; its `main` calls [`super::hidden`] first. It is copied into
+    /// The program that watchdogs run; its `main` calls [`super::hidden()`] first. It is copied into
     /// the state folder.
     pub exe: PathBuf,
     /// What the transaction waits for at its end.
@@ -44,7 +44,6 @@ pub struct ApplyOptions<'a> {
     /// Faults for tests.
     pub faults: &'a dyn Faults,
 }
-
 impl ApplyOptions<'_> {
     /// The usual way: two minutes to confirm, this very program as watchdog.
     ///
@@ -60,7 +59,6 @@ impl ApplyOptions<'_> {
         })
     }
 }
-
 /// How an apply ended that did not fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -79,89 +77,6 @@ pub enum Outcome {
         id: TransactionId,
     },
 }
-
-/// Why a plan was not applied. Whatever had been changed was rolled back, unless it says otherwise.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// Another process is at work.
-    #[error(transparent)]
-    Busy(#[from] LockError),
-    /// A transaction waits for its confirmation.
-    #[error(
-        "transaction {id} still waits for its confirmation ({} s left): `portcullis confirm` keeps it, `portcullis rollback` undoes it",
-        remaining.as_secs()
-    )]
-    Pending {
-        /// Which.
-        id: TransactionId,
-        /// Time left.
-        remaining: Duration,
-    },
-    /// An unfinished transaction of an earlier run could not be rolled back.
-    #[error("an earlier transaction is unfinished")]
-    Unfinished(#[source] RollbackError),
-    /// The machine is not as it was when the plan was made.
-    #[error("the machine has changed since the plan was made: make a new plan")]
-    Stale,
-    /// The plan would shut out who is connected.
-    #[error("the plan would lock out whoever is connected: {}", sentences(.0))]
-    LockOut(Vec<LockedOut>),
-    /// Nothing was changed: the preparations failed.
-    #[error("nothing was changed: cannot {doing}")]
-    NotPrepared {
-        /// What failed.
-        doing: String,
-        /// How.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A change failed; all were undone.
-    #[error("{what}; everything was rolled back{}", and_left(left))]
-    Failed {
-        /// Which transaction.
-        id: TransactionId,
-        /// What failed and how.
-        what: String,
-        /// What was left as it is.
-        left: Vec<String>,
-    },
-    /// A change failed, and the rollback has not succeeded either; the watchdog goes on trying.
-    #[error("{what}; and the rollback is not complete: {}", problems.join("; "))]
-    FailedOpen {
-        /// Which transaction.
-        id: TransactionId,
-        /// What failed and how.
-        what: String,
-        /// What could not be put back yet.
-        problems: Vec<String>,
-    },
-}
-
-fn sentences(locked: &[LockedOut]) -> String {
-    locked
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("; ")
-}
-
-fn and_left(left: &[String]) -> String {
-    if left.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", left.join("; "))
-    }
-}
-
-fn not_prepared<E>(doing: &str) -> impl FnOnce(E) -> ApplyError + '_
-where
-    E: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    move |source| ApplyError::NotPrepared {
-        doing: doing.to_owned(),
-        source: source.into(),
-    }
-}
-
 /// Applies a plan. `observe` gives the facts as they are when it is called: before the changes
 /// (against [`Plan::made_from`]) and after them.
 pub fn apply(
@@ -175,15 +90,15 @@ pub fn apply(
     }
     let state = State::open(&options.state_dir).map_err(not_prepared("open the state folder"))?;
     let lock = state.lock(PURPOSE, Duration::from_millis(300))?;
-    let open = super::open_ones(&state).map_err(not_prepared("read the state folder"))?;
+    let open = open_ones(&state).map_err(not_prepared("read the state folder"))?;
     for (id, read) in &open {
-        let remaining = super::remaining(&read.records);
-        if super::phase(&read.records) == Phase::Waiting && !remaining.is_zero() {
+        let remaining = remaining(&read.records);
+        if phase(&read.records) == Phase::Waiting && !remaining.is_zero() {
             return Err(ApplyError::Pending { id: *id, remaining });
         }
         progress.event(Event::Recovering(*id));
     }
-    super::recover_locked(&state, &lock, false, options.faults).map_err(ApplyError::Unfinished)?;
+    recover_locked(&state, &lock, false, options.faults).map_err(ApplyError::Unfinished)?;
     let host = observe();
     if facts_hash(&host) != plan.made_from {
         return Err(ApplyError::Stale);
@@ -227,7 +142,6 @@ pub fn apply(
         }
     }
 }
-
 /// A transaction whose way back is armed.
 struct Work<'a> {
     plan: &'a Plan,
@@ -244,9 +158,7 @@ struct Work<'a> {
     /// Connections open when the changes were complete.
     sessions: Vec<portcullis_core::host::Session>,
 }
-
 type Unprepared = (Option<TransactionId>, ApplyError);
-
 fn prepare<'a>(
     plan: &'a Plan,
     options: &'a ApplyOptions<'a>,
@@ -324,16 +236,14 @@ fn prepare<'a>(
     progress.event(Event::Checked);
     Ok(work)
 }
-
 /// Leaves no trace of a transaction that changed nothing.
 fn abandon(state: &State, id: TransactionId) {
     if let Ok(read) = super::journal::read(&state.journal(id)) {
-        super::stand_down(&read.records);
+        rollback::stand_down(&read.records);
     }
     let _ = watchdog::disarm_boot();
     let _ = fs::remove_dir_all(state.transaction(id));
 }
-
 /// Makes every change. An error says what failed.
 fn make(
     work: &mut Work<'_>,
@@ -373,7 +283,6 @@ fn make(
     work.sessions = after.sessions;
     work.still_as_made()
 }
-
 impl Work<'_> {
     fn append(&mut self, record: &Record) -> io::Result<()> {
         self.journal.append(record, self.options.faults)
@@ -483,7 +392,7 @@ impl Work<'_> {
         if read.damaged > 0 || read.torn {
             return Err("the journal is damaged".into());
         }
-        let changed = rollback::changed_since(&read.records);
+        let changed = changed_since(&read.records);
         if changed.is_empty() {
             Ok(())
         } else {
@@ -520,13 +429,12 @@ impl Work<'_> {
                     at: clock::wall(),
                 })
                 .map_err(lines)?;
-                super::keep(self.state, self.id, &self.armed);
+                keep(self.state, self.id, &self.armed);
                 Ok(Outcome::Kept { id: self.id })
             }
         }
     }
 }
-
 /// What the files touched hold now.
 fn fingerprints(touches: &[Touch]) -> io::Result<Vec<(String, Option<String>)>> {
     let mut after = vec![];
@@ -547,7 +455,6 @@ fn fingerprints(touches: &[Touch]) -> io::Result<Vec<(String, Option<String>)>> 
     }
     Ok(after)
 }
-
 /// Whether a plan, once applied, may bear on who gets in over SSH. If not, a confirmation proves
 /// nothing that was in doubt.
 pub fn bears_on_access(plan: &Plan) -> bool {

@@ -8,19 +8,18 @@ use super::faults::Faults;
 use super::journal::{Journal, Read, Record};
 use super::snapshot::{self, Kept, Snapshot};
 use super::state::{Lock, State};
+use super::touched::{Then, Touched, fingerprints};
 use super::{TransactionId, Why, clock, watchdog};
 use crate::change::files::{self, Found};
 use crate::change::rules::{self, Ip};
 use crate::change::systemd::{self, UnitState};
-use crate::change::{Context, Touch, full, guard, packages, ufw};
-use portcullis_core::plan::SystemdVerb;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::change::{Context, full, guard, packages, ufw};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// How the line about packages begins that a rollback leaves.
 pub(super) const PACKAGES_STAY: &str = "the installed packages stay";
-
 /// Packages that some transaction installed and that are still there.
 pub(super) fn installed(transactions: &[(TransactionId, Read)]) -> Vec<String> {
     let mut names: Vec<String> = transactions
@@ -33,7 +32,6 @@ pub(super) fn installed(transactions: &[(TransactionId, Read)]) -> Vec<String> {
     names.retain(|name| !missing.contains(name));
     names
 }
-
 /// How a rollback is done.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Manner {
@@ -42,175 +40,12 @@ pub(crate) struct Manner {
     /// During boot, before the network: kernel state is fresh, services have not started.
     pub early: bool,
 }
-
-/// The snapshot's layers with what the journal says.
-struct Then {
-    folder: PathBuf,
-    layers: Vec<(u32, Snapshot)>,
-}
-
-impl Then {
-    fn read(folder: PathBuf, records: &[Record]) -> Result<Self, String> {
-        let mut layers = vec![];
-        for record in records {
-            if let Record::Snapshot { layer, sha256 } = record {
-                let snapshot = snapshot::load(&folder, *layer, sha256)
-                    .map_err(|error| format!("cannot read the snapshot: {error}"))?;
-                layers.push((*layer, snapshot));
-            }
-        }
-        Ok(Self { folder, layers })
-    }
-
-    /// How it was before everything; `None`: the transaction never came that far.
-    fn first(&self) -> Option<&Snapshot> {
-        self.layers.first().map(|(_, snapshot)| snapshot)
-    }
-
-    /// What a path should be again, and the layer that holds its copy. A file that a package brought
-    /// stays as the package brought it, unless the package goes too.
-    fn wanted(&self, path: &str, purge: bool) -> Option<(u32, &Kept)> {
-        let mut found: Option<(u32, &Kept)> = None;
-        for (layer, snapshot) in &self.layers {
-            match snapshot.files.get(path) {
-                Some(kept) if matches!(found, None | Some((_, Kept::Absent))) => {
-                    let later = found.is_some() && purge;
-                    if !later {
-                        found = Some((*layer, kept));
-                    }
-                }
-                _ => {}
-            }
-        }
-        found
-    }
-
-    fn paths(&self) -> BTreeSet<&str> {
-        self.layers
-            .iter()
-            .flat_map(|(_, snapshot)| snapshot.files.keys().map(String::as_str))
-            .collect()
-    }
-}
-
-/// All that the journal says may have been altered.
-#[derive(Debug, Default)]
-pub(super) struct Touched {
-    files: BTreeSet<String>,
-    made_folders: BTreeSet<String>,
-    ufw: bool,
-    guard: bool,
-    units: BTreeMap<String, bool>,
-    reload: bool,
-    packages: BTreeSet<String>,
-    connections: bool,
-    any: bool,
-}
-
-impl Touched {
-    pub(super) fn of(records: &[Record]) -> Self {
-        let mut touched = Self::default();
-        for record in records {
-            let Record::Intent { touches, .. } = record else {
-                continue;
-            };
-            touched.any = true;
-            for touch in touches {
-                match touch {
-                    Touch::File { path, made_folders } => {
-                        touched.files.insert(path.clone());
-                        touched.made_folders.extend(made_folders.iter().cloned());
-                    }
-                    Touch::Ufw => touched.ufw = true,
-                    Touch::Guard => touched.guard = true,
-                    Touch::Unit { unit, verb } => {
-                        if unit.is_empty() || *verb == SystemdVerb::DaemonReload {
-                            touched.reload = true;
-                        } else {
-                            let restart = touched.units.entry(unit.clone()).or_default();
-                            *restart |= *verb == SystemdVerb::Restart;
-                        }
-                    }
-                    Touch::Packages { names } => touched.packages.extend(names.iter().cloned()),
-                    Touch::Connections => touched.connections = true,
-                }
-            }
-        }
-        touched
-    }
-
-    /// Records are missing: whatever the snapshot knows may have been altered.
-    fn everything(mut self, then: &Then) -> Self {
-        self.any = true;
-        self.files
-            .extend(then.paths().iter().map(|path| (*path).to_owned()));
-        (self.ufw, self.guard, self.reload) = (true, true, true);
-        if let Some(first) = then.first() {
-            for unit in first.units.keys() {
-                self.units.entry(unit.clone()).or_insert(true);
-            }
-            self.packages.extend(first.missing_packages.iter().cloned());
-        }
-        self
-    }
-
-    /// Files to put back: those written, and UFW's own when a `ufw` command ran.
-    fn all_files(&self, then: &Then) -> BTreeSet<String> {
-        let mut all = self.files.clone();
-        if self.ufw {
-            all.extend(
-                then.paths()
-                    .into_iter()
-                    .filter(|path| path.starts_with("/etc/ufw/") || *path == "/etc/default/ufw")
-                    .map(str::to_owned),
-            );
-        }
-        all
-    }
-}
-
-/// The last known fingerprint of each file after the transaction's own changes; files whose change
-/// was interrupted are missing.
-fn fingerprints(records: &[Record]) -> BTreeMap<String, Option<String>> {
-    let mut last: BTreeMap<String, Option<String>> = BTreeMap::new();
-    for record in records {
-        match record {
-            Record::Intent { touches, .. } => {
-                for touch in touches {
-                    match touch {
-                        Touch::File { path, .. } => drop(last.remove(path)),
-                        Touch::Ufw => {
-                            for path in ufw::WRITTEN {
-                                last.remove(path);
-                            }
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            Record::Done { after, .. } => last.extend(after.iter().cloned()),
-            _ => {}
-        }
-    }
-    last
-}
-
-/// Files that are no longer as the transaction left them.
-pub(super) fn changed_since(records: &[Record]) -> Vec<String> {
-    fingerprints(records)
-        .into_iter()
-        .filter(|(path, after)| files::fingerprint(Path::new(path)).is_ok_and(|now| now != *after))
-        .map(|(path, _)| path)
-        .collect()
-}
-
 /// Collects what went wrong, what was left, and where the rollback may be stopped by a test.
 struct Work<'a> {
     context: Context<'a>,
     left: Vec<String>,
     problems: Vec<String>,
 }
-
 impl Work<'_> {
     fn step<E: std::error::Error>(
         &mut self,
@@ -227,7 +62,6 @@ impl Work<'_> {
         }
     }
 }
-
 /// Rolls a transaction back under the lock. `Ok`: what was left as it is. `Err`: what could not be
 /// put back; the transaction stays open and the rollback can be tried again.
 pub(super) fn run(
@@ -305,14 +139,13 @@ pub(super) fn run(
             faults,
         )
         .map_err(lines)?;
-    super::stand_down(&read.records);
+    stand_down(&read.records);
     if manner.early {
         // The boot unit's file is gone, and this very unit is the one that systemd still knows.
         let _ = systemd::systemctl(["daemon-reload"]).run();
     }
     Ok(work.left)
 }
-
 #[allow(clippy::too_many_arguments)]
 fn restore(
     work: &mut Work,
@@ -379,7 +212,6 @@ fn restore(
         }
     }
 }
-
 fn packet_filter(work: &mut Work, then: &Then, first: &Snapshot) {
     // As UFW was set up before: what it flushes besides its own chains.
     let setting = |key: &str| {
@@ -403,7 +235,6 @@ fn packet_filter(work: &mut Work, then: &Then, first: &Snapshot) {
         work.left.append(&mut left);
     }
 }
-
 /// Units that did not exist go first: their files are about to be removed.
 fn units_that_were_not(work: &mut Work, first: &Snapshot, touched: &Touched, manner: &Manner) {
     let brought = if touched.packages.is_empty() {
@@ -426,7 +257,6 @@ fn units_that_were_not(work: &mut Work, first: &Snapshot, touched: &Touched, man
         work.step(unit, |_| systemd::restore(unit, &off, false, manner.early));
     }
 }
-
 fn units_that_were(
     work: &mut Work,
     first: &Snapshot,
@@ -451,7 +281,6 @@ fn units_that_were(
         }
     }
 }
-
 #[allow(clippy::too_many_arguments)]
 fn one_file(
     work: &mut Work,
@@ -505,7 +334,6 @@ fn one_file(
     });
     work.left.extend(left);
 }
-
 fn is_kept(now: &Found, kept: &Kept) -> bool {
     match (now, kept) {
         (Found::Absent, Kept::Absent) => true,
@@ -519,7 +347,6 @@ fn is_kept(now: &Found, kept: &Kept) -> bool {
         _ => false,
     }
 }
-
 fn set_aside(
     state: &State,
     id: TransactionId,
@@ -532,7 +359,6 @@ fn set_aside(
     fs::write(&aside, bytes)?;
     Ok(aside)
 }
-
 fn remove_folder(work: &mut Work, folder: &str) {
     let path = Path::new(folder);
     match fs::remove_dir(path) {
@@ -546,7 +372,6 @@ fn remove_folder(work: &mut Work, folder: &str) {
         Err(error) => work.problems.push(format!("{folder}: {error}")),
     }
 }
-
 /// Takes the boot unit and the timers of a settled transaction away.
 pub(super) fn stand_down(records: &[Record]) {
     for record in records {
