@@ -91,7 +91,7 @@ fn absent(e: &Error) -> bool {
 
 /// Whether a part of the kernel is there already, so that asking it loads nothing. When that
 /// cannot be told, it is taken to be there: rules that are not seen would be worse.
-fn present(module: &str) -> bool {
+pub(crate) fn present(module: &str) -> bool {
     // Without loadable modules nothing can be loaded.
     let Ok(loaded) = std::fs::read_to_string("/proc/modules") else {
         return true;

@@ -17,6 +17,7 @@ mod netns;
 mod nft;
 mod path;
 mod process;
+mod procnet;
 mod sockets;
 mod xt;
 

@@ -1,10 +1,12 @@
 //! Sockets over sock_diag (include/uapi/linux/inet_diag.h).
 //!
-//! sock_diag may load the kernel's `tcp_diag` and `udp_diag`, as `ss` does: they hold no state
-//! and touch no packet.
+//! Asking sock_diag makes the kernel load `tcp_diag` and `udp_diag` where they are modules (as `ss`
+//! does). Nothing is to be loaded by looking, so that /proc/net is read there instead.
 
 use crate::Error;
+use crate::filter::present;
 use crate::netlink::{Attrs, Message, Netlink, u16_be, u32_ne};
+use crate::procnet;
 use nix::sys::socket::SockProtocol;
 use reach::Proto;
 use serde::{Deserialize, Serialize};
@@ -74,13 +76,17 @@ pub struct Connection {
 /// network namespace; sorted. Needs no privilege.
 ///
 /// # Errors
-/// When the kernel has no sock_diag or refuses it.
+/// When the kernel refuses to tell.
 pub fn sockets() -> Result<Vec<Socket>, Error> {
-    let mut nl = Netlink::open(SockProtocol::NetlinkSockDiag, "sockets")?;
+    sockets_from(Source::usual())
+}
+
+pub(crate) fn sockets_from(source: Source) -> Result<Vec<Socket>, Error> {
     let mut out = Vec::new();
     for (proto, states) in [(Proto::Tcp, 1 << TCP_LISTEN), (Proto::Udp, 1 << TCP_CLOSE)] {
         out.extend(
-            ask(&mut nl, proto, states)?
+            source
+                .ask(proto, states)?
                 .into_iter()
                 // A UDP socket that never bound has no port and receives nothing.
                 .filter(|e| e.local_port != 0)
@@ -103,10 +109,14 @@ pub fn sockets() -> Result<Vec<Socket>, Error> {
 /// All established TCP connections of the calling thread's network namespace; sorted.
 ///
 /// # Errors
-/// When the kernel has no sock_diag or refuses it.
+/// When the kernel refuses to tell.
 pub fn connections() -> Result<Vec<Connection>, Error> {
-    let mut nl = Netlink::open(SockProtocol::NetlinkSockDiag, "connections")?;
-    let mut out: Vec<_> = ask(&mut nl, Proto::Tcp, 1 << TCP_ESTABLISHED)?
+    connections_from(Source::usual())
+}
+
+pub(crate) fn connections_from(source: Source) -> Result<Vec<Connection>, Error> {
+    let mut out: Vec<_> = source
+        .ask(Proto::Tcp, 1 << TCP_ESTABLISHED)?
         .into_iter()
         .map(|e| Connection {
             local: e.local.to_canonical(),
@@ -122,19 +132,50 @@ pub fn connections() -> Result<Vec<Connection>, Error> {
     Ok(out)
 }
 
-struct Entry {
-    local: IpAddr,
-    local_port: u16,
-    peer: IpAddr,
-    peer_port: u16,
-    device: Option<u32>,
-    uid: u32,
-    inode: u64,
-    v6only: bool,
-    cgroup: Option<u64>,
+/// What is known of a socket, whoever told.
+pub(crate) struct Entry {
+    pub local: IpAddr,
+    pub local_port: u16,
+    pub peer: IpAddr,
+    pub peer_port: u16,
+    pub device: Option<u32>,
+    pub uid: u32,
+    pub inode: u64,
+    pub v6only: bool,
+    pub cgroup: Option<u64>,
 }
 
-fn ask(nl: &mut Netlink, proto: Proto, states: u32) -> Result<Vec<Entry>, Error> {
+/// Who is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// sock_diag.
+    Diag,
+    /// /proc/net.
+    Proc,
+}
+
+impl Source {
+    /// sock_diag where it is there already.
+    fn usual() -> Source {
+        match ["inet_diag", "tcp_diag", "udp_diag"]
+            .into_iter()
+            .all(present)
+        {
+            true => Source::Diag,
+            false => Source::Proc,
+        }
+    }
+
+    fn ask(self, proto: Proto, states: u32) -> Result<Vec<Entry>, Error> {
+        match self {
+            Source::Diag => by_diag(proto, states),
+            Source::Proc => procnet::ask(proto, states),
+        }
+    }
+}
+
+fn by_diag(proto: Proto, states: u32) -> Result<Vec<Entry>, Error> {
+    let mut nl = Netlink::open(SockProtocol::NetlinkSockDiag, "sockets")?;
     let mut out = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         // struct inet_diag_req_v2
