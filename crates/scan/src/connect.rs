@@ -4,6 +4,8 @@
 //! (EMFILE, ENOBUFS, EADDRNOTAVAIL, EAGAIN) is tried again and is never a verdict. Connections are
 //! closed by reset (SO_LINGER 0), so that neither side keeps state.
 
+use crate::packet::canary::{FIRST_TRIAL, PERCHES, SECOND_TRIAL, is_ssh};
+use crate::packet::risk::{SURE, loss_bound, risk};
 use crate::{
     Options, PortReport, PortSet, PortState, Progress, Report, SCAN_SCHEMA, ScanError, Summary,
     TargetReport,
@@ -27,6 +29,11 @@ const SPARE_DESCRIPTORS: u64 = 64;
 const BURST: usize = 256;
 /// Local failures in a row after which the scan gives up as partial.
 const LOCAL_FAILURES: u32 = 10_000;
+
+/// Canary knocks that measure the loss.
+const CANARIES: u32 = 500;
+/// Attempts on a silent port at the most.
+const MOST_ATTEMPTS: u32 = 8;
 
 /// Knocks on every port of every target.
 ///
@@ -54,14 +61,14 @@ pub fn scan(
             });
         };
         let knocked = Knocker::new(address, ports, options, end)?.run(&mut tell)?;
-        report.partial |= knocked.unsettled > 0;
+        report.partial |= knocked.unsettled > 0 || knocked.note.is_some();
         let target = TargetReport {
             address,
             source: source_towards(address),
             asked: ports.to_string(),
             ports: knocked.ports,
             summary: knocked.summary,
-            note: None,
+            note: knocked.note,
         };
         report.targets.push(target.folded());
     }
@@ -79,10 +86,23 @@ pub fn source_towards(target: IpAddr) -> Option<IpAddr> {
     Some(probe.local_addr().ok()?.ip())
 }
 
+#[derive(Default)]
 struct Knocked {
     ports: Vec<PortReport>,
     summary: Summary,
     unsettled: usize,
+    /// Why silence proves nothing here.
+    note: Option<String>,
+    /// Ports that never answered, and some that did and may be canaries.
+    silent: Vec<u16>,
+    closed: Vec<u16>,
+}
+
+/// Canary knocks that were answered, and all.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    sent: u32,
+    lost: u32,
 }
 
 struct Try {
@@ -113,6 +133,10 @@ struct Knocker<'a> {
     free: Vec<usize>,
     order: VecDeque<(usize, Instant)>,
     local_failures: u32,
+    /// While canaries are knocked on: what became of them.
+    measuring: Option<Tally>,
+    /// Attempts on a silent port so far decided on.
+    attempts: u32,
     result: Knocked,
 }
 
@@ -139,15 +163,108 @@ impl<'a> Knocker<'a> {
             free: (0..window).rev().collect(),
             order: VecDeque::new(),
             local_failures: 0,
-            result: Knocked {
-                ports: Vec::new(),
-                summary: Summary::default(),
-                unsettled: 0,
-            },
+            measuring: None,
+            attempts: options.attempts.max(1),
+            result: Knocked::default(),
         })
     }
 
     fn run(mut self, tell: &mut dyn FnMut(usize)) -> Result<Knocked, ScanError> {
+        self.drain(tell)?;
+        let silent = self.result.silent.len();
+        if self.unsettled() == 0 && silent > 0 {
+            self.make_sure(tell)?;
+        }
+        self.result.unsettled = self.unsettled();
+        self.result.ports.sort_by_key(|port| port.port);
+        Ok(self.result)
+    }
+
+    fn unsettled(&self) -> usize {
+        self.tries.iter().flatten().count() + self.queue.len()
+    }
+
+    /// Measures what a knock loses on ports that answer, and knocks on the silent ones until the
+    /// risk of a missed open port is small enough; else says why silence proves nothing.
+    fn make_sure(&mut self, tell: &mut dyn FnMut(usize)) -> Result<(), ScanError> {
+        let Some(bound) = self.measure()? else {
+            self.result.note = Some(
+                "no port answers reliably (none at all, or only with a rate limit), so it cannot \
+                 be measured what was lost on the way"
+                    .into(),
+            );
+            return Ok(());
+        };
+        let needed = (1..=MOST_ATTEMPTS)
+            .find(|attempts| risk(&vec![bound; *attempts as usize]) <= SURE)
+            .unwrap_or(u32::MAX);
+        if needed > MOST_ATTEMPTS {
+            self.result.note = Some(format!(
+                "too much is lost on the way to be sure (up to {:.0} % of the knocks)",
+                bound * 100.0
+            ));
+            return Ok(());
+        }
+        if needed > self.attempts {
+            let made = self.attempts;
+            self.attempts = needed;
+            self.result.summary.filtered = 0;
+            let silent = std::mem::take(&mut self.result.silent);
+            self.queue.extend(silent.iter().map(|port| (*port, made)));
+            self.drain(tell)?;
+        }
+        Ok(())
+    }
+
+    /// Upper bound on the share of knocks that are lost; `None` without a port to measure it on.
+    /// As with packets: a few knocks first, more on what bore them, ssh last of all.
+    fn measure(&mut self) -> Result<Option<f64>, ScanError> {
+        let open: Vec<u16> = self
+            .result
+            .ports
+            .iter()
+            .filter(|port| port.state == PortState::Open)
+            .map(|port| port.port)
+            .collect();
+        let not_ssh = |ports: &[u16]| -> Vec<u16> {
+            let good = ports.iter().copied().filter(|port| !is_ssh(*port));
+            good.take(PERCHES).collect()
+        };
+        for ports in [not_ssh(&open), not_ssh(&self.result.closed), open.clone()] {
+            let mut good = Vec::new();
+            for port in ports.into_iter().take(PERCHES) {
+                let first = self.knock_often(&[port], FIRST_TRIAL)?;
+                if first.lost < first.sent {
+                    let second = self.knock_often(&[port], SECOND_TRIAL)?;
+                    if second.lost * 2 <= second.sent && second.sent > 0 {
+                        good.push(port);
+                    }
+                }
+            }
+            if !good.is_empty() {
+                let tally = self.knock_often(&good, CANARIES / good.len() as u32 + 1)?;
+                return Ok(Some(loss_bound(tally.sent, tally.lost)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn knock_often(&mut self, ports: &[u16], times: u32) -> Result<Tally, ScanError> {
+        self.measuring = Some(Tally::default());
+        let mut left = times;
+        while left > 0 && Instant::now() < self.end {
+            // Few at once: a listener's queue is not flooded.
+            let now = left.min((32 / ports.len() as u32).max(1));
+            for _ in 0..now {
+                self.queue.extend(ports.iter().map(|port| (*port, 0)));
+            }
+            left -= now;
+            self.drain(&mut |_| {})?;
+        }
+        Ok(self.measuring.take().unwrap_or_default())
+    }
+
+    fn drain(&mut self, tell: &mut dyn FnMut(usize)) -> Result<(), ScanError> {
         let mut events = vec![EpollEvent::empty(); 1024];
         let mut settled = 0;
         loop {
@@ -171,10 +288,7 @@ impl<'a> Knocker<'a> {
                 tell(settled);
             }
         }
-        let unanswered = self.tries.iter().flatten().count() + self.queue.len();
-        self.result.unsettled = unanswered;
-        self.result.ports.sort_by_key(|port| port.port);
-        Ok(self.result)
+        Ok(())
     }
 
     /// Starts the next knock; false when there is none or no room.
@@ -310,20 +424,42 @@ impl<'a> Knocker<'a> {
             reason: reason.into(),
             service: None,
         };
+        if let Some(tally) = &mut self.measuring {
+            match answer {
+                Answer::Open | Answer::Closed => tally.sent += 1,
+                Answer::Rejected(_) | Answer::Silent => {
+                    tally.sent += 1;
+                    tally.lost += 1;
+                }
+                Answer::LocalFailure => {
+                    self.local_failures += 1;
+                    self.queue.push_back((port, attempt));
+                }
+            }
+            return;
+        }
         match answer {
             Answer::Open => {
                 self.result.summary.open += 1;
                 self.result.ports.push(found(PortState::Open, "syn-ack"));
             }
-            Answer::Closed => self.result.summary.closed += 1,
+            Answer::Closed => {
+                self.result.summary.closed += 1;
+                if self.result.closed.len() < PERCHES {
+                    self.result.closed.push(port);
+                }
+            }
             Answer::Rejected(reason) => {
                 self.result.summary.rejected += 1;
                 self.result.ports.push(found(PortState::Rejected, reason));
             }
-            Answer::Silent if attempt + 1 < self.options.attempts => {
+            Answer::Silent if attempt + 1 < self.attempts => {
                 self.queue.push_back((port, attempt + 1));
             }
-            Answer::Silent => self.result.summary.filtered += 1,
+            Answer::Silent => {
+                self.result.summary.filtered += 1;
+                self.result.silent.push(port);
+            }
             Answer::LocalFailure => {
                 self.local_failures += 1;
                 self.queue.push_back((port, attempt));

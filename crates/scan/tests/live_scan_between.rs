@@ -212,7 +212,7 @@ fn nmap_finds_the_same_on_fifty_random_servers() {
 fn connect_finds_the_same_without_any_privilege() {
     lab::require_root();
     let net = Net::new(None);
-    let _listeners = Listeners::new(&net.server, &[22, 443, 8080, 60123, 11434]);
+    let listeners = Listeners::new(&net.server, &[22, 443, 8080, 60123, 11434]);
     net.rules(Manner::Drops, &FEW);
     let report = net
         .scanner
@@ -227,4 +227,21 @@ fn connect_finds_the_same_without_any_privilege() {
         })
         .unwrap();
     assert_eq!(ports(&report.targets[0], PortState::Open), FEW);
+    assert!(!report.inconclusive(), "{:?}", report.targets[0].note);
+    drop(listeners);
+    // Without a port that answers often there is no measure, and no verdict.
+    net.nft(
+        "table inet rules { chain input { type filter hook input priority 0; policy drop;\n\
+         meta l4proto ipv6-icmp accept\n}\n}",
+    );
+    let silent = net
+        .scanner
+        .in_net(|| {
+            let ports = PortSet::parse("1-2000").unwrap();
+            let target = SERVER.parse().unwrap();
+            scan::connect::scan(&[target], &ports, &Options::default(), &mut |_| {}).unwrap()
+        })
+        .unwrap();
+    assert!(silent.inconclusive() && silent.partial, "{silent:?}");
+    assert!(silent.targets[0].note.is_some());
 }

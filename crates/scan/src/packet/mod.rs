@@ -6,13 +6,13 @@
 //! what each round lost, and the scan ends only when the risk of a missed open port is at most
 //! one in a million. Without canaries silence proves nothing and the scan says so.
 
-mod canary;
+pub(crate) mod canary;
 mod cookie;
 mod flow;
 mod frame;
 mod listen;
 mod plan;
-mod risk;
+pub(crate) mod risk;
 mod rounds;
 mod wire;
 

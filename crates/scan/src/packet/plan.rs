@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 /// How long a neighbour may take to answer ARP or neighbour discovery.
 const NEIGHBOUR_PATIENCE: Duration = Duration::from_secs(3);
 
+/// Targets that are knocked on at once: this bounds the memory of a scan.
+const AT_ONCE: usize = 256;
+
 /// Targets that are reached the same way.
 #[derive(Debug, Clone)]
 pub struct Group {
@@ -42,7 +45,10 @@ pub fn groups(targets: &[IpAddr]) -> Result<(Vec<Group>, Vec<IpAddr>), ScanError
             });
         };
         let known = groups.iter_mut().find(|(next_hop, group)| {
-            *next_hop == path.next_hop && group.link.index == path.oif && group.source == source
+            *next_hop == path.next_hop
+                && group.link.index == path.oif
+                && group.source == source
+                && group.targets.len() < AT_ONCE
         });
         if let Some((_, group)) = known {
             group.targets.push(target);
