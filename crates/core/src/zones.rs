@@ -214,7 +214,7 @@ fn routes_through(host: &Host, index: u32) -> impl Iterator<Item = &Route> {
 }
 
 /// The default route, also in the halves that VPN clients use and as `2000::/3`.
-fn is_default(dst: &IpNet) -> bool {
+pub(crate) fn is_default(dst: &IpNet) -> bool {
     dst.prefix_len() <= if dst.addr().is_ipv4() { 1 } else { 3 }
 }
 

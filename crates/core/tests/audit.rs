@@ -678,3 +678,31 @@ fn a_blocked_test_does_not_hold_while_endpoints_are_unseen() {
     });
     assert!(told(&host));
 }
+
+/// UFW's before.rules let mDNS in whatever else is denied: who is on the link reaches a responder.
+#[test]
+fn a_responder_behind_ufw_is_reached_through_its_group() {
+    let mut host = good();
+    let mut socket = host.sockets.iter().find(|s| s.port == 22).unwrap().clone();
+    socket.proto = reach::Proto::Udp;
+    socket.port = 5353;
+    socket.process = None;
+    socket.unit = None;
+    host.sockets.push(socket);
+    let audit = look(&host);
+    let mdns = audit
+        .endpoints
+        .iter()
+        .find(|j| (j.endpoint.id.proto, j.endpoint.id.port) == (reach::Proto::Udp, 5353))
+        .unwrap();
+    assert_eq!(mdns.verdict, EndpointVerdict::Maybe);
+    let maybe = |zone: &str, source: &str| {
+        mdns.endpoint
+            .exposure
+            .iter()
+            .any(|e| e.zone == zone && e.to.is_multicast() && has(&e.conditional, source))
+    };
+    assert!(maybe("lan", "192.168.1.20"));
+    assert!(!maybe("internet", "8.8.8.8"), "groups are not routed");
+    assert!(mdns.endpoint.exposure.iter().all(|e| e.admitted.is_empty()));
+}

@@ -5,9 +5,23 @@ use crate::finding::{Exposure, Origin};
 use crate::host::Host;
 use crate::zones::{self, Place, canonical};
 use reach::ir::{NatKind, Statement};
-use reach::{AddrSet, Answer, Delivery, Engine, Interface, Piece, Query, Verdict, Witness, World};
+use reach::{
+    AddrSet, Answer, Delivery, Engine, Interface, Piece, Proto, Query, Verdict, Witness, World,
+};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Groups that services on a link are asked by: mDNS (RFC 6762), SSDP (UPnP Device Architecture 2.0)
+/// and LLMNR (RFC 4795). UFW lets the first two in, whatever else it denies (before.rules).
+const GROUPS: [IpAddr; 7] = [
+    IpAddr::V4(Ipv4Addr::new(224, 0, 0, 251)),
+    IpAddr::V4(Ipv4Addr::new(224, 0, 0, 252)),
+    IpAddr::V4(Ipv4Addr::new(239, 255, 255, 250)),
+    IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb)),
+    IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 3)),
+    IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xf)),
+    IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xc)),
+];
 
 /// Asks the engine about one host; its rules are prepared once.
 pub(super) struct Asker<'a> {
@@ -147,6 +161,13 @@ fn destinations(host: &Host, candidate: &Candidate, place: &Place) -> Vec<IpAddr
     if candidate.v4 && near.is_some_and(|i| i.route_localnet == Some(true)) {
         out.push(Ipv4Addr::LOCALHOST.into());
     }
+    if candidate.endpoint.id.proto == Proto::Udp && near.is_some() {
+        let family = |group: &&IpAddr| match group {
+            IpAddr::V4(_) => candidate.v4,
+            IpAddr::V6(_) => candidate.v6,
+        };
+        out.extend(GROUPS.iter().filter(family));
+    }
     if out.is_empty() && near.is_none() {
         // Addresses could not be read; the question stands all the same.
         out.push(address);
@@ -166,7 +187,7 @@ fn sources(host: &Host, place: &Place, to: IpAddr) -> AddrSet {
         return family;
     };
     let here = interface.addresses.iter().any(|a| a.net.addr() == to);
-    let routed = !to.is_loopback() && !zones::private().contains(to);
+    let routed = !to.is_loopback() && !to.is_multicast() && !zones::private().contains(to);
     if place.zone != "internet" || routed || (here && !link_local(to)) {
         return family;
     }
@@ -206,7 +227,28 @@ fn ask(
         sport: None,
         sources,
     };
-    nobody_listens(asker.host, engine.reach(&query), &query)
+    let answer = nobody_listens(asker.host, engine.reach(&query), &query);
+    if to.is_multicast() {
+        joined(answer, to)
+    } else {
+        answer
+    }
+}
+
+/// Packets to a group are taken only on interfaces where somebody here has joined it, which the facts
+/// do not tell.
+fn joined(mut answer: Answer, group: IpAddr) -> Answer {
+    for piece in &mut answer.pieces {
+        if piece.verdict == Verdict::Accept {
+            piece.verdict = Verdict::Conditional;
+            piece
+                .conditions
+                .push(format!("whether this host has joined the group {group}"));
+        }
+    }
+    answer.conditional = answer.conditional.union(&answer.admitted);
+    answer.admitted = AddrSet::empty();
+    answer
 }
 
 fn undecided(sources: AddrSet, why: &str) -> Answer {
@@ -233,7 +275,8 @@ fn undecided(sources: AddrSet, why: &str) -> Answer {
 fn nobody_listens(host: &Host, mut answer: Answer, query: &Query) -> Answer {
     // Where no rule decides, the engine may name no end. It is the one that was asked for if this host
     // has the address and nothing translates.
-    let plain = (query.dst.is_loopback() || is_own(host, query.dst)) && !translates(host);
+    let own = |dst: IpAddr| dst.is_loopback() || dst.is_multicast() || is_own(host, dst);
+    let plain = own(query.dst) && !translates(host);
     for piece in &mut answer.pieces {
         let (address, port) = match &piece.delivered {
             Some(Delivery::Local { address, port }) => (*address, *port),

@@ -10,7 +10,7 @@ use super::guard::{self, BANNED4, BANNED6, Desired, TABLE};
 use crate::host::{Host, Jail};
 use crate::plan::{Action, SystemdVerb};
 use crate::policy::{Never, Policy, SshBans};
-use crate::text::clean;
+use crate::text::{clean, list};
 use crate::zones;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
@@ -138,6 +138,7 @@ pub(super) fn plan(host: &Host, policy: &Policy, guard: &[Desired], draft: &mut 
         .flat_map(|f| &f.jails)
         .find(|j| j.name == JAIL);
     let ignore = ignored(host, policy, jail);
+    note_remembered(host, policy, jail, draft);
     let dead = !host.fail2ban.as_ref().is_some_and(|f| f.alive);
     let mends: &[&str] = if dead {
         &["fail2ban-dead", "fail2ban-no-sshd-jail"]
@@ -261,14 +262,7 @@ fn ignored(host: &Host, policy: &Policy, jail: Option<&Jail>) -> Vec<IpNet> {
     }
     if admin {
         let now = host.sessions.iter().map(|s| zones::canonical(s.peer));
-        let earlier = jail
-            .filter(|j| acts(j))
-            .into_iter()
-            .flat_map(|j| &j.ignore_ip)
-            .filter_map(|text| parse(text))
-            .filter(|net| net.prefix_len() == net.max_prefix_len())
-            .map(|net| net.addr())
-            .take(REMEMBERED);
+        let earlier = earlier(jail).take(REMEMBERED);
         let covered: Vec<IpNet> = nets.iter().copied().collect();
         nets.extend(
             now.chain(earlier)
@@ -277,6 +271,47 @@ fn ignored(host: &Host, policy: &Policy, jail: Option<&Jail>) -> Vec<IpNet> {
         );
     }
     nets.into_iter().collect()
+}
+
+/// Single addresses that a jail of ours spares already.
+fn earlier(jail: Option<&Jail>) -> impl Iterator<Item = IpAddr> {
+    jail.filter(|j| acts(j))
+        .into_iter()
+        .flat_map(|j| &j.ignore_ip)
+        .filter_map(|text| parse(text))
+        .filter(|net| net.prefix_len() == net.max_prefix_len())
+        .map(|net| net.addr())
+}
+
+/// Says who is spared only for having been connected at an earlier apply: a borrowed network or a
+/// stolen account should not stay exempt unseen.
+fn note_remembered(host: &Host, policy: &Policy, jail: Option<&Jail>, draft: &mut Draft) {
+    if !policy.bans.never.contains(&Never::Admin) {
+        return;
+    }
+    let wanted = ignored(host, policy, None);
+    let only_earlier: BTreeSet<IpAddr> = earlier(jail)
+        .take(REMEMBERED)
+        .filter(|a| !a.is_unspecified() && !wanted.iter().any(|net| net.contains(a)))
+        .collect();
+    if only_earlier.is_empty() {
+        return;
+    }
+    let names: Vec<String> = only_earlier.iter().map(IpAddr::to_string).collect();
+    draft.note(
+        format!(
+            "fail2ban never bans {}: connected by SSH at an earlier apply, not now; to end that, take them out and apply again",
+            list(&names)
+        ),
+        Some(
+            names
+                .iter()
+                .map(|name| format!("fail2ban-client set {JAIL} delignoreip {name}"))
+                .collect::<Vec<_>>()
+                .join("
+"),
+        ),
+    );
 }
 
 fn parse(text: &str) -> Option<IpNet> {

@@ -22,6 +22,7 @@ use super::Refusal;
 use super::grants::{Grant, Way, grants, safe_interface};
 use crate::host::Host;
 use crate::policy::Policy;
+use crate::zones::is_default;
 use ipnet::IpNet;
 use reach::ir::{Chain, ChainKind, Family, NfHook, Rule, RuleVerdict, Statement};
 use reach::{Backend, Interface, Proto};
@@ -243,17 +244,20 @@ pub(super) fn own_bridges(host: &Host) -> Vec<String> {
     out
 }
 
-/// A default route leads through it, or one of its ports is more than the end of a virtual cable.
+/// A router is behind it, or one of its ports is more than the end of a virtual cable. Inside a
+/// container the uplink itself is such a cable, so that only the routes tell; default routes come in
+/// halves too, and without a gateway.
 fn carries_uplink(host: &Host, bridge: &Interface) -> bool {
-    let default_route =
-        host.net.routes.iter().any(|r| {
-            r.dst.prefix_len() == 0 && r.nexthops.iter().any(|hop| hop.oif == bridge.index)
-        });
+    let routed = host.net.routes.iter().any(|r| {
+        r.nexthops
+            .iter()
+            .any(|hop| hop.oif == bridge.index && (hop.gateway.is_some() || is_default(&r.dst)))
+    });
     let port = host.net.interfaces.iter().any(|i| {
         i.master == Some(bridge.index)
             && !matches!(i.kind.as_deref(), Some("veth" | "tun" | "vxlan"))
     });
-    default_route || port
+    routed || port
 }
 
 /// Names the rules: another policy, another stamp.

@@ -516,6 +516,11 @@ impl<'a, T: Unit> Walk<'a, T> {
                 self.fact(node, part, why.into(), Verdict::Drop, false);
             }
         }
+        if packet.proto == 17 && packet.near.is_some_and(|near| near.is_multicast()) {
+            // Groups are looked up before routes are (ip_route_input_rcu; IPv6 has ff00::/8 in its table).
+            // Whether one was joined is not known here: it counts as joined.
+            return vec![(Flow::new(packet, set, node), Next::Here)];
+        }
         let mut out = vec![];
         for part in routing.route(&Ask::of(&packet), set) {
             match part.way {

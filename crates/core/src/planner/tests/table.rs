@@ -300,6 +300,21 @@ fn bans_follow_a_guard_that_was_lost() {
     );
 }
 
+/// Whoever was connected at some apply stays exempt from bans; that must not go unseen.
+#[test]
+fn who_is_spared_since_an_earlier_apply_is_named() {
+    let mut host = debian12();
+    for change in settled(&host, &Policy::builtin(), &CALM).changes {
+        model::apply(&mut host, &change.action);
+    }
+    let told = |host: &Host| notes(&make(host, &Policy::builtin(), &CALM).unwrap());
+    assert!(!told(&host).contains("earlier apply"), "{}", told(&host));
+    let spared = &mut host.fail2ban.as_mut().unwrap().jails[0].ignore_ip;
+    spared.push("198.51.100.77".into());
+    assert!(told(&host).contains("198.51.100.77"), "{}", told(&host));
+    assert!(told(&host).contains("earlier apply"), "{}", told(&host));
+}
+
 #[test]
 fn a_guard_that_somebody_changed_is_loaded_again() {
     let mut host = debian12();
@@ -557,6 +572,34 @@ fn managed_files_cover_the_catalog() {
 }
 
 /// The engine can follow the guard: nothing in it is unknown, and it reads the verdicts that were meant.
+/// Inside a container the uplink is a virtual cable like those of containers, and a VPN's client
+/// writes the default route in halves.
+#[test]
+fn a_bridge_over_a_virtual_uplink_is_not_taken_for_containers() {
+    let mut host = debian12();
+    let mut bridge = interface(9, "br0", &["198.18.0.2/24"]);
+    bridge.kind = Some("bridge".into());
+    let mut cable = interface(10, "uplink", &[]);
+    cable.kind = Some("veth".into());
+    cable.master = Some(9);
+    host.net.interfaces.extend([bridge, cable]);
+    let own = |dst: &str, gateway: Option<&str>| {
+        let mut host = host.clone();
+        let mut route = host.net.routes[0].clone();
+        route.dst = dst.parse().unwrap();
+        for hop in &mut route.nexthops {
+            hop.oif = 9;
+            hop.gateway = gateway.map(|g| g.parse().unwrap());
+        }
+        host.net.routes.push(route);
+        guard::own_bridges(&host).contains(&"br0".to_owned())
+    };
+    assert!(own("0.0.0.0/1", Some("198.18.0.1")));
+    assert!(own("10.0.0.0/8", Some("198.18.0.1")));
+    assert!(own("0.0.0.0/0", None));
+    assert!(!own("198.18.0.0/24", None));
+}
+
 #[test]
 fn the_engine_understands_the_guard() {
     let policy = policy(
