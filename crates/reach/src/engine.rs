@@ -120,6 +120,7 @@ impl<'a> Engine<'a> {
             nat_done: false,
             tproxy: None,
             extension: false,
+            later: false,
         };
         self.best(
             side,
@@ -183,6 +184,7 @@ impl<'a> Engine<'a> {
             nat_done: false,
             tproxy: None,
             extension: false,
+            later: false,
         };
         let hook = if forward {
             NfHook::Forward

@@ -5,7 +5,7 @@ use super::packet::Packet;
 use crate::Ruleset;
 use crate::ir::{
     Base, Chain, Expr, Key, Match, NfHook, NftSet, Operand, SetOp, SetRef, Statement, Table,
-    Values, ct_state,
+    Target, Values, ct_state,
 };
 
 /// A table with its names looked up.
@@ -16,6 +16,8 @@ pub(super) struct Compiled<'a> {
     /// For each chain, a guard for each rule.
     pub(super) guards: Vec<Vec<Guard>>,
     pub(super) changes: Changes<'a>,
+    /// Its rules change what rules of other tables see: marks, tracking, addresses.
+    pub(super) writes: bool,
 }
 
 /// Sets that rules themselves change: what is not in them now may be in them when the packet comes.
@@ -123,12 +125,23 @@ impl Guard {
 impl<'a> Compiled<'a> {
     pub(super) fn new(table: &'a Table) -> Self {
         let mut changes = Changes::default();
-        let statements = table
-            .chains
-            .iter()
-            .flat_map(|c| &c.rules)
-            .flat_map(|r| &r.statements);
-        for update in statements.filter_map(|s| match s {
+        let statements = || {
+            let rules = table.chains.iter().flat_map(|c| &c.rules);
+            rules.flat_map(|r| &r.statements)
+        };
+        let writes = statements().any(|s| {
+            matches!(
+                s,
+                Statement::Assign {
+                    target: Target::Mark | Target::CtMark | Target::CtZone,
+                    ..
+                } | Statement::Nat(_)
+                    | Statement::NoTrack
+                    | Statement::Tproxy { .. }
+                    | Statement::Unknown { .. }
+            )
+        });
+        for update in statements().filter_map(|s| match s {
             Statement::SetUpdate(update) if !update.ipset => Some(update),
             _ => None,
         }) {
@@ -149,6 +162,7 @@ impl<'a> Compiled<'a> {
                 .map(|c| c.rules.iter().map(|r| Guard::of(&r.statements)).collect())
                 .collect(),
             changes,
+            writes,
         }
     }
     pub(super) fn chain(&self, index: usize) -> &'a Chain {

@@ -318,10 +318,16 @@ impl<'a, T: Unit> Walk<'a, T> {
     ) {
         let new = |(addr, port): (Option<IpAddr>, Option<u16>)| {
             let mut new = (*flow.packet).clone();
+            // A translation to what the packet says already is none (nf_nat_setup_info).
+            let same = (addr, port) == (flow.packet.near, flow.packet.near_port);
             new.near = addr;
             new.near_port = port;
             new.target = (addr, port);
-            new.dnat = Some(true);
+            new.dnat = if same && addr.is_some() && port.is_some() {
+                flow.packet.dnat
+            } else {
+                Some(true)
+            };
             new.nat_done = true;
             new
         };

@@ -6,7 +6,7 @@ use super::packet::{Dev, Got, Packet};
 use super::walk::Walk;
 use crate::intervals::{self, Ivs, Unit};
 use crate::ir::{
-    ConditionKind, Fib, FibResult, IntSet, Key, Match, NamePattern, NfHook, Operand, RecentOp,
+    ConditionKind, Fib, FibResult, IntSet, Ipv, Key, Match, NamePattern, NfHook, Operand, RecentOp,
     Values, ct_state,
 };
 
@@ -268,6 +268,10 @@ impl<'a, T: Unit> Walk<'a, T> {
             marked.mark = Some(0);
         }
         let (mut sure, mut maybe) = (vec![], vec![]);
+        if !fib && packet.ip == Ipv::V6 {
+            // ip6t_rpfilter lets the unspecified address pass.
+            sure.push((T::MIN, T::MIN));
+        }
         for r in routing.reverse(&marked, iif, vec![(T::MIN, T::MAX)], true) {
             if fib && r.way == super::route::Way::Broadcast {
                 // nft_fib counts such a route when it is of this link, which is not kept here.

@@ -75,6 +75,8 @@ pub(super) struct Packet {
     pub(super) tproxy: Option<(Option<IpAddr>, Option<u16>)>,
     /// The client puts an extension header before the transport header (IPv6).
     pub(super) extension: bool,
+    /// A packet of the client's after the answer: no SYN any more.
+    pub(super) later: bool,
 }
 
 /// What a key of the packet holds.
@@ -138,7 +140,7 @@ impl Packet {
         }
         let opening = self.state & (ct_state::NEW | ct_state::INVALID | ct_state::RELATED) != 0;
         Got::Flags {
-            fixed: if opening { 0x02 } else { 0x10 },
+            fixed: if opening && !self.later { 0x02 } else { 0x10 },
             free: FIXED_FREE,
         }
     }
@@ -167,7 +169,7 @@ impl Packet {
     fn ct(&self, value: Got<'static>) -> Got<'static> {
         // Without an entry neither nft_ct nor xt_conntrack matches, negated or not. (With --ctstate beside it
         // xt_conntrack does; the parser gives that as unknown.)
-        if self.track == Track::Tracked {
+        if self.track == Track::Tracked && self.state != ct_state::INVALID {
             value
         } else {
             Got::Absent

@@ -38,11 +38,23 @@ impl<'a, T: Unit> Walk<'a, T> {
             }
             for flow in self.answer(flow, &iif) {
                 for done in self.inbound(established(flow, &iif), &iif, false) {
+                    self.half_tracked(&done);
                     passed.extend(done.set.into_intervals());
                 }
             }
         }
         intervals::normalise(passed)
+    }
+
+    /// When conntrack sees only some of a connection's packets it may pick the connection up, or not, and its
+    /// translations may be missing.
+    fn half_tracked(&mut self, flow: &Flow<T>) {
+        let untracked = flow.packet.track == Track::Untracked;
+        if untracked != (flow.packet.state == ct_state::INVALID) {
+            let text = "one half of the connection is tracked, the other is not";
+            let set = flow.set.intervals();
+            self.fact(flow.node, set, text.into(), Verdict::Drop, false);
+        }
     }
 
     /// One packet from the client: what arrives at a socket or leaves to a container.
@@ -382,7 +394,7 @@ impl<'a, T: Unit> Walk<'a, T> {
     pub(super) fn filters(
         &mut self,
         hook: NfHook,
-        mut flows: Vec<Flow<T>>,
+        flows: Vec<Flow<T>>,
         from: i32,
         to: i32,
         keep: bool,
@@ -393,23 +405,51 @@ impl<'a, T: Unit> Walk<'a, T> {
         let chains = self.chains(hook, ip, |kind, priority| {
             kind != ChainKind::Nat && (from..=to).contains(&priority)
         });
-        for (table, chain) in chains {
-            let mut next = vec![];
-            for flow in flows {
-                let mark = flow.packet.mark;
-                for flow in self.base(table, chain, flow, false, keep) {
-                    // ip_route_me_harder: a mark set on output has the packet routed again.
-                    if hook == NfHook::Output && flow.packet.mark != mark && !flow.packet.original()
-                    {
-                        next.extend(self.route_answer(flow));
-                    } else {
-                        next.push(flow);
+        let mut out = vec![];
+        for order in self.orders(chains) {
+            let mut passing = flows.clone();
+            for (table, chain) in order {
+                let mut next = vec![];
+                for flow in passing {
+                    let mark = flow.packet.mark;
+                    for flow in self.base(table, chain, flow, false, keep) {
+                        // ip_route_me_harder: a mark set on output has the packet routed again.
+                        if hook == NfHook::Output
+                            && flow.packet.mark != mark
+                            && !flow.packet.original()
+                        {
+                            next.extend(self.route_answer(flow));
+                        } else {
+                            next.push(flow);
+                        }
                     }
                 }
+                passing = merge(next);
             }
-            flows = merge(next);
+            out.extend(passing);
         }
-        flows
+        merge(out)
+    }
+
+    /// The orders in which chains may run: at equal priority the one registered last goes first, which no dump
+    /// tells. It matters where one changes what the other sees.
+    fn orders(&self, chains: Vec<(usize, usize)>) -> Vec<Vec<(usize, usize)>> {
+        let tables = &self.engine.tables;
+        let priority = |&(table, chain): &(usize, usize)| {
+            let base = &tables[table].chain(chain).base;
+            base.as_ref().map(|b| b.priority)
+        };
+        let open = chains
+            .windows(2)
+            .filter(|pair| priority(&pair[0]) == priority(&pair[1]))
+            .flatten()
+            .any(|(table, _)| tables[*table].writes);
+        if !open {
+            return vec![chains];
+        }
+        let groups = chains.chunk_by(|a, b| priority(a) == priority(b));
+        let other = groups.flat_map(|g| g.iter().rev().copied()).collect();
+        vec![chains, other]
     }
 
     /// The nat chains of a hook: for the first packet only; later ones follow the mapping.
@@ -418,22 +458,27 @@ impl<'a, T: Unit> Walk<'a, T> {
             return flows;
         };
         let chains = self.chains(hook, ip, |kind, _| kind == ChainKind::Nat);
-        let mut flows = flows;
-        for (table, chain) in chains {
-            let mut next = vec![];
-            for flow in flows {
-                let packet = &flow.packet;
-                let asked = packet.track == Track::Tracked
-                    && packet.state == ct_state::NEW
-                    && !packet.nat_done;
-                if asked && packet.original() {
-                    next.extend(self.base(table, chain, flow, true, keep));
-                } else {
-                    next.push(flow);
+        let mut out = vec![];
+        for order in self.orders(chains) {
+            let mut passing = flows.clone();
+            for (table, chain) in order {
+                let mut next = vec![];
+                for flow in passing {
+                    let packet = &flow.packet;
+                    let asked = packet.track == Track::Tracked
+                        && packet.state == ct_state::NEW
+                        && !packet.nat_done;
+                    if asked && packet.original() {
+                        next.extend(self.base(table, chain, flow, true, keep));
+                    } else {
+                        next.push(flow);
+                    }
                 }
+                passing = merge(next);
             }
-            flows = merge(next);
+            out.extend(passing);
         }
+        let mut flows = merge(out);
         for flow in &mut flows {
             let packet = Rc::make_mut(&mut flow.packet);
             packet.nat_done = false;
@@ -638,6 +683,7 @@ impl<'a, T: Unit> Walk<'a, T> {
                 self.route_answer_from(flow, iif)
             };
             let flows = self.stage(NfHook::Output, flows, false);
+            flows.iter().for_each(|flow| self.half_tracked(flow));
             let flows = self.leave_by(flows);
             if !local_client {
                 return flows;
@@ -660,6 +706,7 @@ impl<'a, T: Unit> Walk<'a, T> {
             vec![Flow::new(Rc::new(packet), set, node)],
             false,
         ) {
+            self.half_tracked(&flow);
             let Some(routing) = self.routing else {
                 continue;
             };
@@ -774,6 +821,7 @@ fn established<T: Unit>(flow: Flow<T>, iif: &str) -> Flow<T> {
     let mut packet = (*flow.packet).clone();
     let untracked = packet.state == ct_state::INVALID;
     packet.dir = CtDir::Original;
+    packet.later = true;
     packet.state = if untracked {
         ct_state::INVALID
     } else {

@@ -604,13 +604,17 @@ impl Gen<'_> {
                 ),
             },
             ("nat", _) => self.rng.text(&["-j ACCEPT", "-j RETURN"]),
-            ("raw", "PREROUTING" | "OUTPUT") => self.rng.text(&[
-                "-j CT --notrack",
-                "-j DROP",
-                "-j ACCEPT",
-                "-j RETURN",
-                "-j DROP",
-            ]),
+            ("raw", "PREROUTING" | "OUTPUT") => {
+                let text = self.rng.text(&[
+                    "-j CT --notrack",
+                    "-j DROP",
+                    "-j ACCEPT",
+                    "-j RETURN",
+                    "-j DROP",
+                ]);
+                self.conditional |= text.contains("notrack");
+                text
+            }
             ("mangle", _) => self.rng.text(&[
                 "-j MARK --set-xmark 0x1/0xffffffff",
                 "-j MARK --or-mark 0x4",
@@ -1035,13 +1039,14 @@ impl Gen<'_> {
                     _ => "accept".into(),
                 }
             }
-            "raw" => self.rng.text(&[
-                "notrack",
-                "drop",
-                "accept",
-                "meta mark set 0x1",
-                "return",
-            ]),
+            "raw" => {
+                let text = self
+                    .rng
+                    .text(&["notrack", "drop", "accept", "meta mark set 0x1", "return"]);
+                // Conntrack picks up half a connection, or not.
+                self.conditional |= text == "notrack";
+                text
+            }
             _ => match self.rng.below(22) {
                 0..=4 => "accept".into(),
                 5..=8 => "drop".into(),

@@ -277,6 +277,19 @@ impl Rule {
     }
 
     fn reject(&mut self, body: &J<'_>) {
+        // nft leaves `meta nfproto` out where the kind of answer implies it, and before a TCP reset too, where
+        // nothing else tells it (1.0.6, seen).
+        let both = matches!(self.family, Family::Inet | Family::Bridge | Family::Netdev);
+        if both && self.nfproto.is_none() {
+            match body.get_text("type") {
+                Some("icmp") => self.push(Statement::Match(keys::equals(Key::NfProto, 2))),
+                Some("icmpv6") => self.push(Statement::Match(keys::equals(Key::NfProto, 10))),
+                Some("tcp reset") => self.push(unknown_match(
+                    "(nft may hide a test of the IP version here)",
+                )),
+                _ => {}
+            }
+        }
         let with = match (body.get_text("type"), body.get("expr").map(print::expr)) {
             (None, _) => String::new(),
             (Some(kind), None) => kind.to_string(),
