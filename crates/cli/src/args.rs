@@ -250,13 +250,19 @@ pub struct Verify {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Also write a JUnit report, for a CI system
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub struct Scan {
-    /// Names or addresses
+    /// Names, addresses or networks (192.0.2.0/28)
     #[arg(required = true, value_name = "TARGET")]
     pub targets: Vec<String>,
+    /// More than 256 addresses, 4096 at the most: all of them are yours to knock on
+    #[arg(long)]
+    pub i_own_these: bool,
     /// Ports: 22,80-90 or - for all
     #[arg(
         short,
@@ -278,6 +284,9 @@ pub struct Scan {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Print XML as nmap does
+    #[arg(long, conflicts_with = "json")]
+    pub xml: bool,
 }
 
 #[derive(Debug, Args)]

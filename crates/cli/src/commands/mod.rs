@@ -5,6 +5,7 @@ pub mod audit;
 pub mod init;
 pub mod lab;
 pub mod plan;
+pub mod proof;
 pub mod reach;
 pub mod scan;
 pub mod snapshot;

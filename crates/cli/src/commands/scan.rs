@@ -9,10 +9,14 @@ use scan::{Options, PortSet, Progress, Report, ScanError};
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, ToSocketAddrs};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
+/// Targets that one call takes without a word on whose they are.
+const UNASKED: usize = 256;
 /// Targets that one call takes at the most.
-const MAX_TARGETS: usize = 256;
+const MOST: usize = 4096;
+/// Seconds that a scan of one target may take.
+const PATIENCE: u64 = 120;
 
 /// Knocks and prints; exits 5 when the scan proves nothing.
 pub fn run(global: &Global, args: &Scan) -> Result<Exit, CliError> {
@@ -21,20 +25,23 @@ pub fn run(global: &Global, args: &Scan) -> Result<Exit, CliError> {
             .because(&error)
             .hint("write ports like 22,80-90 or - for all")
     })?;
-    let targets = resolve(&args.targets)?;
+    let targets = resolve(&args.targets, args.i_own_these)?;
+    let begun = SystemTime::now();
     let mut bar = Bar::new(!global.quiet);
     let report = knock(args, &targets, &ports, &mut |progress| bar.show(progress));
     bar.clear();
     let report = report.map_err(|error| CliError::unsure("cannot scan").because(&error))?;
     if args.json {
         print_json(&report)?;
+    } else if args.xml {
+        print(&render::nmap_xml::text(&report, begun, SystemTime::now()))?;
     } else {
         print(&render::scan::text(&report))?;
     }
     if report.inconclusive() {
         remark(
-            "no sure answer: nothing at all answered there, or the scan did not finish. \
-             A wrong address looks the same as a perfect firewall.",
+            "no sure answer: what was not seen open is not proven closed. A wrong address looks \
+             the same as a perfect firewall.",
         );
         return Ok(Exit::Unsure);
     }
@@ -49,7 +56,10 @@ fn knock(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, ScanError> {
     if !args.connect && packet::available() {
-        let mut options = PacketOptions::default();
+        let mut options = PacketOptions {
+            deadline: deadline(targets),
+            ..PacketOptions::default()
+        };
         if let Some(rate) = args.rate {
             options.rate = options.rate.min(f64::from(rate));
             options.max_rate = Some(f64::from(rate));
@@ -64,38 +74,63 @@ fn knock(
     }
     let options = Options {
         timeout: args.timeout,
+        deadline: deadline(targets) * 4,
         ..Options::default()
     };
     scan::connect::scan(targets, ports, &options, progress)
 }
 
-/// Addresses of names and literals, without repeats, in the order given.
-pub fn resolve(targets: &[String]) -> Result<Vec<IpAddr>, CliError> {
+/// Time for a whole scan: ten minutes, or more for many targets.
+fn deadline(targets: &[IpAddr]) -> Duration {
+    Duration::from_secs((targets.len() as u64 * PATIENCE / 8).max(600))
+}
+
+/// Addresses of names, literals and networks, without repeats, in the order given.
+fn resolve(targets: &[String], owned: bool) -> Result<Vec<IpAddr>, CliError> {
     let mut seen = BTreeSet::new();
     let mut addresses = Vec::new();
     for target in targets {
-        let literal = target.trim_start_matches('[').trim_end_matches(']');
-        let found: Vec<IpAddr> = match literal.parse() {
-            Ok(address) => vec![address],
-            Err(_) => (target.as_str(), 0)
-                .to_socket_addrs()
-                .map_err(|error| {
-                    CliError::usage(format!("{target:?} is no address and no known name"))
-                        .because(&error)
-                        .hint("give an IPv4 or IPv6 address or a name that resolves")
-                })?
-                .map(|address| address.ip())
-                .collect(),
-        };
-        addresses.extend(found.into_iter().filter(|address| seen.insert(*address)));
+        // One more than the most is enough to see that it is too much.
+        addresses.extend(
+            addresses_of(target)?
+                .take(MOST + 1)
+                .filter(|address| seen.insert(*address)),
+        );
+        if addresses.len() > MOST {
+            return Err(CliError::usage(format!(
+                "more than {MOST} addresses are more than one scan takes"
+            )));
+        }
     }
-    if addresses.len() > MAX_TARGETS {
+    if addresses.len() > UNASKED && !owned {
         return Err(CliError::usage(format!(
-            "{} targets are more than one scan takes ({MAX_TARGETS})",
+            "{} addresses: this is a tool for one's own machines",
             addresses.len()
-        )));
+        ))
+        .hint("if all of them are yours to knock on, say --i-own-these"));
     }
     Ok(addresses)
+}
+
+fn addresses_of(target: &str) -> Result<Box<dyn Iterator<Item = IpAddr>>, CliError> {
+    let literal = target.trim_start_matches('[').trim_end_matches(']');
+    if let Ok(address) = literal.parse::<IpAddr>() {
+        return Ok(Box::new(std::iter::once(address)));
+    }
+    if target.contains('/') {
+        let network: ipnet::IpNet = target.parse().map_err(|error| {
+            CliError::usage(format!("{target:?} is no network"))
+                .because(&error)
+                .hint("write networks like 192.0.2.0/28")
+        })?;
+        return Ok(Box::new(network.hosts()));
+    }
+    let found = (target, 0).to_socket_addrs().map_err(|error| {
+        CliError::usage(format!("{target:?} is no address and no known name"))
+            .because(&error)
+            .hint("give an IPv4 or IPv6 address, a network, or a name that resolves")
+    })?;
+    Ok(Box::new(found.map(|address| address.ip())))
 }
 
 /// One line of progress on a terminal, nothing elsewhere.
@@ -139,13 +174,29 @@ impl Bar {
 mod tests {
     use super::*;
 
+    fn check(targets: &[&str], owned: bool, expect: Result<usize, &str>) {
+        let targets: Vec<String> = targets.iter().map(ToString::to_string).collect();
+        match (resolve(&targets, owned), expect) {
+            (Ok(found), Ok(count)) => assert_eq!(found.len(), count, "{targets:?}"),
+            (Err(error), Err(part)) => {
+                let text = format!("{error:?}");
+                assert!(text.contains(part), "{targets:?}: {text}");
+            }
+            (found, expect) => panic!("{targets:?}: {found:?}, not {expect:?}"),
+        }
+    }
+
     #[test]
-    fn targets_are_resolved_once_each() {
-        let targets = ["127.0.0.1", "[::1]", "127.0.0.1"].map(String::from);
-        assert_eq!(
-            resolve(&targets).unwrap(),
-            ["127.0.0.1", "::1"].map(|t| t.parse::<IpAddr>().unwrap())
-        );
-        assert!(resolve(&["no such host".into()]).is_err());
+    fn targets_are_resolved_once_each_within_bounds() {
+        check(&["127.0.0.1", "[::1]", "127.0.0.1"], false, Ok(2));
+        check(&["192.0.2.0/28", "192.0.2.1"], false, Ok(14));
+        check(&["192.0.2.7/32"], false, Ok(1));
+        check(&["198.18.0.0/24"], false, Ok(254));
+        check(&["198.18.0.0/23"], false, Err("--i-own-these"));
+        check(&["198.18.0.0/23"], true, Ok(510));
+        check(&["10.0.0.0/8"], true, Err("more than 4096"));
+        check(&["2001:db8::/64"], true, Err("more than 4096"));
+        check(&["192.0.2.0/33"], true, Err("is no network"));
+        check(&["no such host"], false, Err("no known name"));
     }
 }

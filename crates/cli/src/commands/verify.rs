@@ -1,11 +1,13 @@
 //! `portcullis verify`: knock from outside, compare with the policy.
 
 use crate::args::{Global, Verify};
+use crate::commands::proof::{self, Engine, Knocked, Row, TestResult};
 use crate::commands::{print, print_json};
 use crate::error::{CliError, Exit};
 use crate::{input, render};
 use portcullis_core::expect::{self, Disagreement, Vantage, check_scan};
 use portcullis_core::host::Host;
+use portcullis_core::text::clean;
 use portcullis_core::zones;
 use reach::Proto;
 use scan::{PortSet, PortState, Report, TargetReport};
@@ -32,6 +34,36 @@ pub struct Seen {
     pub wrong: Vec<String>,
     /// Why it proves nothing, if so.
     pub inconclusive: Option<String>,
+    /// Policy, engine and knock side by side, a port each.
+    pub rows: Vec<Row>,
+    /// Ports that did not answer because of their rate limit.
+    #[serde(skip)]
+    pub limited: Vec<u16>,
+    /// The ports that were asked.
+    #[serde(skip)]
+    asked: Option<PortSet>,
+    #[serde(skip)]
+    vantage: Vantage,
+}
+
+impl Seen {
+    /// True when there is something to mend.
+    pub fn has_findings(&self) -> bool {
+        !self.wrong.is_empty() || self.disagreements().next().is_some()
+    }
+
+    /// What engine and knock disagree on.
+    pub fn disagreements(&self) -> impl Iterator<Item = &str> {
+        self.rows
+            .iter()
+            .filter_map(|row| row.disagreement.as_deref())
+    }
+
+    fn asked(&self, port: u16) -> bool {
+        self.asked
+            .as_ref()
+            .is_some_and(|ports| ports.contains(port))
+    }
 }
 
 /// The result on the wire.
@@ -41,6 +73,8 @@ struct Wire<'a> {
     passed: bool,
     policy: &'a str,
     knocks: &'a [Seen],
+    /// The policy's own tests.
+    tests: &'a [TestResult],
     /// Zones that nobody knocked from.
     unproven: &'a [String],
 }
@@ -50,6 +84,7 @@ pub fn run(global: &Global, args: &Verify) -> Result<Exit, CliError> {
     let (policy, name) = input::policy(&args.policy)?;
     let host = input::facts(&args.facts)?;
     let expectations = expect::expectation(&policy, &host);
+    let engine = Engine::new(&host);
     let addresses = addresses(&host, &args.address)?;
     let mut scans = Vec::new();
     for path in &args.report {
@@ -86,36 +121,61 @@ pub fn run(global: &Global, args: &Verify) -> Result<Exit, CliError> {
             }
             let source = seen_as.or(target.source);
             seen.push(compare(
+                &engine,
                 &host,
                 &expectations,
-                from,
-                source,
+                (from, source),
                 target,
                 report.partial,
             ));
         }
     }
     let unproven = unproven(&host, &seen);
-    let passed = seen
+    let asked: Vec<_> = seen
         .iter()
-        .all(|knock| knock.wrong.is_empty() && knock.inconclusive.is_none());
+        .map(|knock| move |port| knock.asked(port))
+        .collect();
+    let knocked: Vec<Knocked<'_>> = seen
+        .iter()
+        .zip(&asked)
+        .map(|(knock, asked)| Knocked {
+            vantage: &knock.vantage,
+            known: knock.source.is_some(),
+            to: knock.address,
+            open: &knock.open,
+            sure: knock.inconclusive.is_none(),
+            asked,
+        })
+        .collect();
+    let tests = proof::tests(&policy, &host, &knocked);
+    let findings =
+        seen.iter().any(Seen::has_findings) || tests.iter().any(|test| test.holds == Some(false));
+    let passed = !findings && seen.iter().all(|knock| knock.inconclusive.is_none());
+    if let Some(path) = &args.junit {
+        let junit = render::junit::text(&seen, &tests, &unproven);
+        std::fs::write(path, junit).map_err(|error| {
+            CliError::unsure(format!("cannot write {}", path.display())).because(&error)
+        })?;
+    }
     if args.json {
         print_json(&Wire {
             schema: 1,
             passed,
             policy: &name,
             knocks: &seen,
+            tests: &tests,
             unproven: &unproven,
         })?;
     } else {
         print(&render::verify::text(
             &seen,
+            &tests,
             &unproven,
             &name,
             !global.quiet,
         ))?;
     }
-    Ok(if seen.iter().any(|knock| !knock.wrong.is_empty()) {
+    Ok(if findings {
         Exit::Findings
     } else if passed {
         Exit::Clean
@@ -171,10 +231,10 @@ fn nobody_knocked(addresses: &[IpAddr]) -> CliError {
 }
 
 fn compare(
+    engine: &Engine<'_>,
     host: &Host,
     expectations: &[expect::Expectation],
-    from: &str,
-    source: Option<IpAddr>,
+    (from, source): (&str, Option<IpAddr>),
     target: &TargetReport,
     partial: bool,
 ) -> Seen {
@@ -213,26 +273,56 @@ fn compare(
         .collect();
     wrong.retain(|w| !limited(w));
     let inconclusive = if partial {
-        Some("the scan did not finish".to_owned())
+        Some(
+            target
+                .note
+                .clone()
+                .map_or_else(|| "the scan did not finish".to_owned(), |note| clean(&note)),
+        )
+    } else if target.answers_for_all() {
+        Some("something answers for every port there".to_owned())
     } else if !target.answered() {
         Some("nothing at all answered there, as it would at a wrong address".to_owned())
     } else if asked.as_ref().is_none_or(|ports| ports.len() < 65_535) {
         Some(format!("only ports {} were knocked on", target.asked))
-    } else if let Some(port) = limited_ports.first() {
-        Some(format!(
-            "{port} did not answer, as its rate limit refuses who knocks too often: knock again in 30 s"
-        ))
     } else {
-        None
+        limited_ports.first().map(|port| {
+            format!(
+                "{port} did not answer, as its rate limit refuses who knocks too often: knock \
+                 again in 30 s"
+            )
+        })
     };
+    let mut rows = engine.rows(
+        expectations,
+        &vantage,
+        target.address,
+        &open,
+        (inconclusive.is_none(), source.is_some()),
+        |port| asked.as_ref().is_some_and(|ports| ports.contains(port)),
+    );
+    // What the policy wants closed and the knock found open is said already.
+    for row in &mut rows {
+        if wrong
+            .iter()
+            .any(|wrong| wrong.port == row.port && wrong.open)
+            && row.engine == proof::Word::Open
+        {
+            row.disagreement = None;
+        }
+    }
     Seen {
         from: from.to_owned(),
         source,
-        zone: vantage.zone,
+        zone: vantage.zone.clone(),
         address: target.address,
         open,
         wrong: wrong.into_iter().map(|wrong| wrong.text).collect(),
         inconclusive,
+        rows,
+        limited: limited_ports,
+        asked,
+        vantage,
     }
 }
 

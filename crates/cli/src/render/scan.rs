@@ -1,6 +1,7 @@
 //! A scan as text.
 
-use super::style::{BAD, DIM, HEAD, WARN, cell, paint};
+use super::style::{BAD, DIM, HEAD, WARN, WIDTH, cell, paint, wrap};
+use portcullis_core::text::clean;
 use scan::{PortState, Report};
 use std::fmt::Write as _;
 
@@ -36,6 +37,11 @@ pub fn text(report: &Report) -> String {
                 )
             )
         );
+        if let Some(note) = &target.note {
+            for line in wrap(&clean(note), WIDTH - 4) {
+                let _ = writeln!(text, "  {}", paint(WARN, line));
+            }
+        }
     }
     text
 }

@@ -1,12 +1,19 @@
 //! What the knocks saw, next to the policy.
 
 use super::style::{BAD, DIM, GOOD, HEAD, WARN, WIDTH, paint, wrap};
+use crate::commands::proof::TestResult;
 use crate::commands::verify::Seen;
 use portcullis_core::text::clean;
 use std::fmt::Write as _;
 
 /// One block a vantage and address, then the sum.
-pub fn text(seen: &[Seen], unproven: &[String], policy: &str, advice: bool) -> String {
+pub fn text(
+    seen: &[Seen],
+    tests: &[TestResult],
+    unproven: &[String],
+    policy: &str,
+    advice: bool,
+) -> String {
     let mut out = String::new();
     for knock in seen {
         let source = knock
@@ -31,14 +38,31 @@ pub fn text(seen: &[Seen], unproven: &[String], policy: &str, advice: bool) -> S
                 let _ = writeln!(out, "  {}", paint(BAD, line));
             }
         }
+        for disagreement in knock.disagreements() {
+            for line in wrap(disagreement, WIDTH - 4) {
+                let _ = writeln!(out, "  {}", paint(BAD, line));
+            }
+        }
         if let Some(why) = &knock.inconclusive {
             for line in wrap(&format!("proves nothing: {why}"), WIDTH - 4) {
                 let _ = writeln!(out, "  {}", paint(WARN, line));
             }
         }
     }
+    for test in tests {
+        let (style, word) = match test.holds {
+            Some(true) => (GOOD, "holds"),
+            Some(false) => (BAD, "fails"),
+            None => (WARN, "unproven"),
+        };
+        let text = format!("test {}: {word}, {}", test.test, test.shown);
+        for line in wrap(&clean(&text), WIDTH) {
+            let _ = writeln!(out, "{}", paint(style, line));
+        }
+    }
     let _ = writeln!(out);
-    if seen.iter().any(|knock| !knock.wrong.is_empty()) {
+    let failed = tests.iter().any(|test| test.holds == Some(false));
+    if failed || seen.iter().any(Seen::has_findings) {
         let _ = writeln!(
             out,
             "{}",
