@@ -32,7 +32,7 @@ fn open_to(server: &Host, proto: &str, port: u16, zone: &str) -> Vec<ipnet::IpNe
             if exposure["zone"] == zone {
                 let (sure, maybe) = (&exposure["admitted"], &exposure["conditional"]);
                 let both = list(sure).into_iter().chain(list(maybe));
-                out.extend(both.filter_map(|net| net.as_str()?.parse().ok()));
+                out.extend(both.filter_map(|net| net.as_str()?.parse::<ipnet::IpNet>().ok()));
             }
         }
     }

@@ -177,7 +177,9 @@ fn g1_g16_one_apply_closes_everything_but_ssh_and_https() {
         .run()
         .unwrap();
     assert!(scanned.success(), "{}", scanned.stderr);
-    machine.write("/var/tmp/scan.json", &scanned.stdout).unwrap();
+    machine
+        .write("/var/tmp/scan.json", &scanned.stdout)
+        .unwrap();
     let verified = machine
         .run(&["portcullis", "verify", "--report", "/var/tmp/scan.json"])
         .unwrap();

@@ -180,6 +180,6 @@ fn decisions(answer: &Answer) -> Vec<Decision> {
             (piece.sources.first(), decision)
         })
         .collect();
-    parts.sort_by(|a, b| a.0.cmp(&b.0));
+    parts.sort_by_key(|part| part.0);
     parts.into_iter().map(|(_, decision)| decision).collect()
 }
