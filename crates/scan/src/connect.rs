@@ -254,7 +254,7 @@ impl<'a> Knocker<'a> {
         let mut left = times;
         while left > 0 && Instant::now() < self.end {
             // Few at once: a listener's queue is not flooded.
-            let now = left.min((32 / ports.len() as u32).max(1));
+            let now = left.min((4 / ports.len() as u32).max(1));
             for _ in 0..now {
                 self.queue.extend(ports.iter().map(|port| (*port, 0)));
             }
