@@ -1,6 +1,7 @@
 //! Finding one's way in a ruleset.
 use super::{Backend, Chain, Family, Match, Rule, Ruleset, SetRef, Statement, Table};
 use crate::RuleRef;
+use std::collections::HashSet;
 
 /// All rules with their places, in the order of the tables and chains.
 pub type Rules<'a> = Box<dyn Iterator<Item = (RuleRef, &'a Rule)> + 'a>;
@@ -104,8 +105,9 @@ impl Ruleset {
                 *mine = table;
             }
         }
+        let mut names: HashSet<String> = self.ipsets.iter().map(|s| s.name.clone()).collect();
         for set in other.ipsets {
-            if self.ipset(&set.name).is_none() {
+            if names.insert(set.name.clone()) {
                 self.ipsets.push(set);
             }
         }

@@ -21,6 +21,8 @@ pub use xtables::iptables_save;
 pub const MAX_RULES: usize = 1_000_000;
 /// Set elements (of all sets) read from one dump at most; the sets are marked incomplete beyond.
 pub const MAX_ELEMENTS: usize = 4_000_000;
+/// Tables read from one dump at most; what follows may do anything.
+pub const MAX_TABLES: usize = 2_000;
 /// Notes of one dump at most; the last one then says how many more there were.
 pub const MAX_NOTES: usize = 1_000;
 

@@ -11,7 +11,7 @@ mod tree;
 
 use self::sets::Gives;
 use self::tree::J;
-use super::{MAX_ELEMENTS, MAX_RULES, Note, Notes, anything, end_with_anything, value};
+use super::{MAX_ELEMENTS, MAX_RULES, MAX_TABLES, Note, Notes, anything, end_with_anything, value};
 use crate::ir::{
     Base, Chain, ChainKind, Family, NamePattern, NfHook, NftSet, Object, Policy, Rule, Statement,
     Table,
@@ -99,6 +99,8 @@ struct Reader {
     tainted: Vec<usize>,
     /// How often something was lost.
     losses: usize,
+    /// There were more tables than are kept.
+    too_many: bool,
 }
 
 fn family(text: &str) -> Option<Family> {
@@ -117,6 +119,14 @@ impl Reader {
     fn table(&mut self, family: Family, name: &str) -> usize {
         if let Some(&at) = self.names.get(&(family, name.to_string())) {
             return at;
+        }
+        if self.tables.len() >= MAX_TABLES {
+            // No host has so many. What comes now goes to the last one, and everything is in doubt.
+            if !self.too_many {
+                self.notes.add(0, format!("more than {MAX_TABLES} tables"));
+                self.too_many = true;
+            }
+            return self.tables.len() - 1;
         }
         self.tables.push(Table::new(family, name, Backend::Nft));
         let at = self.tables.len() - 1;
@@ -284,7 +294,7 @@ impl Reader {
             if said || managed(table) {
                 table.backend = Backend::IptablesNft;
             }
-            if self.losses > MAX_LOSSES {
+            if self.losses > MAX_LOSSES || self.too_many {
                 for chain in &mut table.chains {
                     chain
                         .rules

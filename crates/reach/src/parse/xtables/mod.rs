@@ -6,7 +6,7 @@ mod targets;
 pub(super) mod words;
 
 use self::words::Lines;
-use super::{MAX_RULES, Note, Notes, anything, cut_off, end_with_anything, value};
+use super::{MAX_RULES, MAX_TABLES, Note, Notes, anything, cut_off, end_with_anything, value};
 use crate::ir::{Base, Chain, Counters, Family, Policy, Rule, Table};
 use crate::{Backend, Ruleset};
 use std::collections::{HashMap, HashSet};
@@ -32,6 +32,8 @@ pub(super) fn read(text: &str, ipv6: bool, backend: Backend) -> (Ruleset, Vec<No
         ruleset: Ruleset::default(),
         notes: Notes::default(),
         incompatible: vec![],
+        names: HashMap::new(),
+        broken: None,
         ipv6,
         backend,
         open: None,
@@ -43,6 +45,12 @@ pub(super) fn read(text: &str, ipv6: bool, backend: Backend) -> (Ruleset, Vec<No
         reader.line(number, line);
     }
     reader.close(last, false);
+    if let Some(line) = reader.broken {
+        // Tables that are missing may translate addresses to what these let through.
+        for table in &mut reader.ruleset.tables {
+            cut_off(table, line);
+        }
+    }
     (reader.ruleset, reader.notes.finish(), reader.incompatible)
 }
 
@@ -97,6 +105,10 @@ struct Reader {
     ruleset: Ruleset,
     notes: Notes,
     incompatible: Incompatible,
+    /// Where each table is in the ruleset.
+    names: HashMap<(Family, String, Backend), usize>,
+    /// Where a table broke off.
+    broken: Option<u32>,
     ipv6: bool,
     backend: Backend,
     open: Option<Open>,
@@ -146,28 +158,30 @@ impl Reader {
                 format!("table {name} breaks off without COMMIT: what is missing may do anything"),
             );
             cut_off(&mut open.table, number);
-            // Tables that would have followed may translate addresses to what these let through.
-            for table in &mut self.ruleset.tables {
-                cut_off(table, number);
-            }
+            self.broken.get_or_insert(number);
         }
         for &at in &open.cut {
             end_with_anything(&mut open.table.chains[at], number);
         }
         let table = open.table;
-        let same =
-            self.ruleset.tables.iter_mut().find(|t| {
-                (t.family, &t.name, t.backend) == (table.family, &table.name, table.backend)
-            });
-        match same {
-            Some(older) => {
+        let key = (table.family, table.name.clone(), table.backend);
+        match self.names.get(&key) {
+            Some(&older) => {
                 self.notes.add(
                     number,
                     format!("table {} is listed twice: the later one counts", table.name),
                 );
-                *older = table;
+                self.ruleset.tables[older] = table;
             }
-            None => self.ruleset.tables.push(table),
+            None if self.names.len() >= MAX_TABLES => {
+                self.notes
+                    .add(number, format!("more than {MAX_TABLES} tables"));
+                self.broken.get_or_insert(number);
+            }
+            None => {
+                self.names.insert(key, self.ruleset.tables.len());
+                self.ruleset.tables.push(table);
+            }
         }
     }
 
