@@ -87,6 +87,7 @@ fn an_untracked_packet_has_nothing_of_a_connection() {
     ] {
         let rules = text(&format!(
             "table inet t {{\n\tchain raw {{\n\t\ttype filter hook prerouting priority raw; policy accept;\n\t\tnotrack\n\t}}\n\
+             \tchain out {{\n\t\ttype filter hook output priority raw; policy accept;\n\t\tnotrack\n\t}}\n\
              \tchain in {{\n\t\ttype filter hook input priority filter; policy accept;\n\t\tmeta l4proto tcp {test} drop\n\t}}\n}}\n"
         ));
         check(
@@ -145,4 +146,132 @@ fn a_chain_on_devices_that_json_does_not_name_may_be_on_any() {
         "203.0.113.5",
         "maybe",
     );
+}
+
+#[test]
+fn half_a_connection_in_conntrack_is_nobodys_promise() {
+    let net = host();
+    let rules = text(
+        "table inet t {\n\tchain raw {\n\t\ttype filter hook prerouting priority raw; policy accept;\n\t\ttcp dport 22 notrack\n\t}\n}\n",
+    );
+    check(
+        &rules,
+        &net,
+        tcp("eth0", "192.0.2.10", 22),
+        "203.0.113.5",
+        "maybe",
+    );
+    check(
+        &rules,
+        &net,
+        tcp("eth0", "192.0.2.10", 23),
+        "203.0.113.5",
+        "open",
+    );
+}
+
+#[test]
+fn packets_behind_the_first_are_no_syns_tracked_or_not() {
+    let net = host();
+    let (rules, notes) = iptables_save(
+        "*filter\n:INPUT DROP [0:0]\n-A INPUT -p tcp -m tcp --syn -j ACCEPT\nCOMMIT\n\
+         *raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A PREROUTING -j CT --notrack\n-A OUTPUT -j CT --notrack\nCOMMIT\n",
+        false,
+        Backend::IptablesNft,
+    );
+    assert_eq!(notes, []);
+    check(
+        &rules,
+        &net,
+        tcp("eth0", "192.0.2.10", 22),
+        "203.0.113.5",
+        "closed",
+    );
+}
+
+#[test]
+fn a_translation_to_the_same_is_none() {
+    let net = host();
+    let rules = text(
+        "table ip t {\n\tchain pre {\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n\t\ttcp dport 22 dnat to 192.0.2.10\n\t}\n\
+         \tchain in {\n\t\ttype filter hook input priority filter; policy drop;\n\t\tct state established accept\n\t\tct status ! dnat accept\n\t}\n}\n",
+    );
+    check(
+        &rules,
+        &net,
+        tcp("eth0", "192.0.2.10", 22),
+        "203.0.113.5",
+        "open",
+    );
+}
+
+#[test]
+fn of_equal_priorities_either_may_go_first() {
+    let net = host();
+    let table = |name: &str, rules: &str| {
+        format!(
+            "table inet {name} {{\n\tchain c {{\n\t\ttype filter hook input priority filter; policy accept;\n\t\t{rules}\n\t}}\n}}\n"
+        )
+    };
+    let (marks, tests) = (
+        table("a", "meta mark set 0x1"),
+        table("b", "meta mark != 0x1 drop"),
+    );
+    for dump in [format!("{marks}{tests}"), format!("{tests}{marks}")] {
+        check(
+            &text(&dump),
+            &net,
+            tcp("eth0", "192.0.2.10", 22),
+            "203.0.113.5",
+            "maybe",
+        );
+    }
+}
+
+#[test]
+fn the_kind_of_refusal_implies_the_version() {
+    let net = host();
+    let rules = |with: &str| {
+        text_loose(&format!(
+            "table inet t {{\n\tchain in {{\n\t\ttype filter hook input priority filter; policy accept;\n\t\treject{with}\n\t}}\n}}\n"
+        ))
+    };
+    for (with, v4, v6) in [
+        ("", "closed", "closed"),
+        (" with icmpx admin-prohibited", "closed", "closed"),
+        (" with icmp port-unreachable", "closed", "open"),
+        (" with icmpv6 port-unreachable", "open", "closed"),
+        // nft lists `meta nfproto ipv4 reject with tcp reset` so.
+        (" with tcp reset", "maybe", "maybe"),
+    ] {
+        check(
+            &rules(with),
+            &net,
+            tcp("eth0", "192.0.2.10", 22),
+            "203.0.113.5",
+            v4,
+        );
+        check(
+            &rules(with),
+            &net,
+            tcp("eth0", "2001:db8::10", 22),
+            "2001:db8:5::1",
+            v6,
+        );
+    }
+}
+
+fn text_loose(dump: &str) -> Ruleset {
+    nft(dump).0
+}
+
+#[test]
+fn rpfilter_lets_the_unspecified_address_pass() {
+    let net = host();
+    let (rules, _) = iptables_save(
+        "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -m rpfilter --invert -j DROP\nCOMMIT\n",
+        true,
+        Backend::IptablesNft,
+    );
+    check(&rules, &net, tcp("eth0", "2001:db8::10", 22), "::", "open");
 }

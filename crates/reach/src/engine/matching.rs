@@ -273,12 +273,12 @@ impl<'a, T: Unit> Walk<'a, T> {
             sure.push((T::MIN, T::MIN));
         }
         for r in routing.reverse(&marked, iif, vec![(T::MIN, T::MAX)], true) {
-            if fib && r.way == super::route::Way::Broadcast {
-                // nft_fib counts such a route when it is of this link, which is not kept here.
-                maybe.extend(r.set);
-                continue;
-            }
             let passes = match &r.way {
+                // nft_fib counts such a route when it is of this link.
+                super::route::Way::Broadcast(oif) if fib => {
+                    let here = self.net().and_then(|n| n.interface(iif)).map(|i| i.index);
+                    oif.is_some() && *oif == here
+                }
                 super::route::Way::Local => accept_local,
                 super::route::Way::Out(_) => loose || routing.leaves_by(&r.way, iif),
                 _ => false,

@@ -33,7 +33,8 @@ struct Entry<'a, T> {
 pub(super) enum Way {
     /// This host's own address.
     Local,
-    Broadcast,
+    /// Of the network on this interface, where that is known.
+    Broadcast(Option<u32>),
     Multicast,
     /// Out by one of these interfaces (more than one: multipath).
     Out(Vec<u32>),
@@ -587,7 +588,7 @@ impl<T: Unit> Entry<'_, T> {
     fn way(&self) -> Option<Way> {
         Some(match self.kind {
             RouteKind::Local | RouteKind::Anycast => Way::Local,
-            RouteKind::Broadcast => Way::Broadcast,
+            RouteKind::Broadcast => Way::Broadcast(self.hops.first().map(|h| h.oif).or(self.oif)),
             RouteKind::Multicast => Way::Multicast,
             RouteKind::Blackhole => Way::Refused("blackhole route"),
             RouteKind::Unreachable => Way::Refused("unreachable route"),

@@ -212,7 +212,7 @@ impl<'a, T: Unit> Walk<'a, T> {
                     Verdict::Reject
                 },
             ),
-            Way::Broadcast | Way::Multicast => {
+            Way::Broadcast(_) | Way::Multicast => {
                 (format!("{to} is no single host's address"), Verdict::Drop)
             }
             Way::Local => ("the answer would stay on this host".into(), Verdict::Drop),
@@ -570,7 +570,7 @@ impl<'a, T: Unit> Walk<'a, T> {
         for part in routing.route(&Ask::of(&packet), set) {
             match part.way {
                 Way::Local => out.push((Flow::new(packet.clone(), part.set, node), Next::Here)),
-                Way::Broadcast | Way::Multicast if packet.proto == 17 => {
+                Way::Broadcast(_) | Way::Multicast if packet.proto == 17 => {
                     out.push((Flow::new(packet.clone(), part.set, node), Next::Here));
                 }
                 Way::Out(oifs) => {
@@ -744,7 +744,7 @@ impl<'a, T: Unit> Walk<'a, T> {
             Way::NoRoute => "no route back to the source".to_string(),
             Way::Refused(what) => format!("{what} back to the source"),
             Way::Local => "the source is this host's own address".into(),
-            Way::Broadcast | Way::Multicast => "the source is no single host's address".into(),
+            Way::Broadcast(_) | Way::Multicast => "the source is no single host's address".into(),
             Way::Out(_) => "routed elsewhere".into(),
         };
         self.fact(node, set, text, Verdict::Drop, !maybe);
@@ -797,9 +797,10 @@ impl<'a, T: Unit> Walk<'a, T> {
                     }
                 }
                 // This host's own answer to a broadcast address goes out on its link as a broadcast: seen.
-                Way::Broadcast => {
+                Way::Broadcast(oif) => {
                     let mut packet = (*packet).clone();
-                    packet.oif = Dev::Unknown;
+                    let link = oif.and_then(|oif| names(net, &[oif]).pop());
+                    packet.oif = link.unwrap_or(Dev::Unknown);
                     out.push(Flow::new(Rc::new(packet), part.set, node));
                 }
                 way => self.refuse_answer(node, part.set, &way, part.maybe),

@@ -832,6 +832,20 @@ impl Gen<'_> {
         let mut parts = vec![];
         for _ in 0..1 + self.rng.below(3) {
             if let Some(m) = self.nft_match(family, place, sets) {
+                // Contradictions that `nft list` prints as something else (1.0.6, seen): `tcp dport < 80 tcp dport
+                // > 90` comes out as `!= 80-90`, `ip6 saddr … meta nfproto ipv4 reject` without the middle part.
+                let both = |word: &str| {
+                    m.contains(word) && parts.iter().any(|p: &String| p.contains(word))
+                };
+                if both("tcp dport") || both("nfproto") || both("saddr") && m.contains("ip6") {
+                    continue;
+                }
+                if m.contains("nfproto")
+                    && family == "inet"
+                    && parts.iter().any(|p| p.contains("ip6"))
+                {
+                    continue;
+                }
                 parts.push(m);
             }
         }
@@ -1050,10 +1064,12 @@ impl Gen<'_> {
             _ => match self.rng.below(22) {
                 0..=4 => "accept".into(),
                 5..=8 => "drop".into(),
-                9 if matches!(place, "input" | "forward" | "output") => self.rng.text(&[
-                    "reject",
-                    "reject with tcp reset",
-                ]),
+                9 if matches!(place, "input" | "forward" | "output") => {
+                    let text = self.rng.text(&["reject", "reject with tcp reset"]);
+                    // Before a TCP reset nft's listing hides a test of the IP version.
+                    self.conditional |= family == "inet" && text.ends_with("reset");
+                    text
+                }
                 10 => "return".into(),
                 11 => "continue".into(),
                 12 => "meta mark set 0x1".into(),

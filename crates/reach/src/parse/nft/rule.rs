@@ -280,11 +280,13 @@ impl Rule {
         // nft leaves `meta nfproto` out where the kind of answer implies it, and before a TCP reset too, where
         // nothing else tells it (1.0.6, seen).
         let both = matches!(self.family, Family::Inet | Family::Bridge | Family::Netdev);
-        if both && self.nfproto.is_none() {
+        if both {
             match body.get_text("type") {
+                Some("icmp") if self.nfproto == Some(2) => {}
+                Some("icmpv6") if self.nfproto == Some(10) => {}
                 Some("icmp") => self.push(Statement::Match(keys::equals(Key::NfProto, 2))),
                 Some("icmpv6") => self.push(Statement::Match(keys::equals(Key::NfProto, 10))),
-                Some("tcp reset") => self.push(unknown_match(
+                Some("tcp reset") if self.nfproto.is_none() => self.push(unknown_match(
                     "(nft may hide a test of the IP version here)",
                 )),
                 _ => {}
