@@ -121,6 +121,7 @@ impl<'a> Engine<'a> {
             tproxy: None,
             extension: false,
             later: false,
+            half: false,
         };
         self.best(
             side,
@@ -185,6 +186,7 @@ impl<'a> Engine<'a> {
             tproxy: None,
             extension: false,
             later: false,
+            half: false,
         };
         let hook = if forward {
             NfHook::Forward

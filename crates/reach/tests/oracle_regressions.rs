@@ -275,3 +275,22 @@ fn rpfilter_lets_the_unspecified_address_pass() {
     );
     check(&rules, &net, tcp("eth0", "2001:db8::10", 22), "::", "open");
 }
+
+#[test]
+fn the_state_of_half_a_connection_is_open() {
+    let net = host();
+    // The first packet is not tracked, the ones after it are: new, established or invalid, as conntrack likes.
+    for state in ["invalid", "new", "established"] {
+        let rules = text(&format!(
+            "table inet t {{\n\tchain raw {{\n\t\ttype filter hook prerouting priority raw; policy accept;\n\t\ttcp flags ! ack notrack\n\t}}\n\
+             \tchain in {{\n\t\ttype filter hook input priority filter; policy accept;\n\t\tct state {state} drop\n\t}}\n}}\n"
+        ));
+        check(
+            &rules,
+            &net,
+            tcp("eth0", "192.0.2.10", 22),
+            "203.0.113.5",
+            "maybe",
+        );
+    }
+}

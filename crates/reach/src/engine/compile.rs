@@ -56,7 +56,7 @@ impl Probe {
     pub(super) fn of(packet: &Packet) -> Probe {
         Probe {
             proto: packet.proto,
-            state: packet.seen_state() as u8,
+            state: packet.seen_states() as u8,
             dport: packet.fixed_dport(),
         }
     }

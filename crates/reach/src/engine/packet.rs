@@ -77,6 +77,8 @@ pub(super) struct Packet {
     pub(super) extension: bool,
     /// A packet of the client's after the answer: no SYN any more.
     pub(super) later: bool,
+    /// Conntrack missed a part of this connection: the state that it gives to later packets is not known.
+    pub(super) half: bool,
 }
 
 /// What a key of the packet holds.
@@ -127,6 +129,14 @@ impl Packet {
             Track::Tracked => self.state,
         }
     }
+    /// All states that a rule may see now.
+    pub(super) fn seen_states(&self) -> u64 {
+        if self.half && self.track == Track::Tracked {
+            ct_state::NEW | ct_state::ESTABLISHED | ct_state::RELATED | ct_state::INVALID
+        } else {
+            self.seen_state()
+        }
+    }
     fn tcp_flags(&self) -> Got<'static> {
         const FIXED_FREE: u8 = 8 | 32 | 64 | 128;
         if self.proto != 6 {
@@ -169,7 +179,9 @@ impl Packet {
     fn ct(&self, value: Got<'static>) -> Got<'static> {
         // Without an entry neither nft_ct nor xt_conntrack matches, negated or not. (With --ctstate beside it
         // xt_conntrack does; the parser gives that as unknown.)
-        if self.track == Track::Tracked && self.state != ct_state::INVALID {
+        if self.track == Track::Tracked && self.half {
+            Got::Unknown
+        } else if self.track == Track::Tracked && self.state != ct_state::INVALID {
             value
         } else {
             Got::Absent
@@ -209,6 +221,7 @@ impl Packet {
             Key::Mark => opt(self.mark),
             Key::PktType => self.packet_type(),
             Key::SkUid | Key::SkGid | Key::Cgroup if hook == NfHook::Forward => Got::Absent,
+            Key::CtState if self.half && self.track == Track::Tracked => Got::Unknown,
             Key::CtState => Got::Int(self.seen_state()),
             Key::CtStatus => self.ct(self.status()),
             Key::CtDirection => self.ct(Got::Int(if self.original() { 0 } else { 1 })),

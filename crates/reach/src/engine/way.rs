@@ -823,6 +823,7 @@ fn established<T: Unit>(flow: Flow<T>, iif: &str) -> Flow<T> {
     let untracked = packet.state == ct_state::INVALID;
     packet.dir = CtDir::Original;
     packet.later = true;
+    packet.half = untracked || packet.track == Track::Untracked;
     packet.state = if untracked {
         ct_state::INVALID
     } else {
