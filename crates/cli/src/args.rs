@@ -76,9 +76,6 @@ pub enum Command {
     Reach(Reach),
     /// The whole story on throw-away hosts; nothing on this machine is touched
     Lab(Lab),
-    /// Roll back what a cut power or a killed apply left behind (run at boot)
-    #[command(hide = true)]
-    Recover,
 }
 
 #[derive(Debug, Clone, Default, Args)]

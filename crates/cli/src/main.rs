@@ -52,7 +52,6 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Some(Command::Rollback(args)) => commands::transaction::rollback(global, args),
         Some(Command::History(args)) => commands::transaction::history(global, args),
         Some(Command::Remove(args)) => commands::transaction::remove(global, args),
-        Some(Command::Recover) => commands::transaction::recover(global),
         Some(Command::Verify(args)) => commands::verify::run(global, args),
         Some(Command::Scan(args)) => commands::scan::run(global, args),
         Some(Command::Snapshot) => commands::snapshot::run(),

@@ -1,4 +1,4 @@
-//! `confirm`, `rollback`, `history`, `recover`: what happens to a transaction after apply.
+//! `confirm`, `rollback`, `remove`, `history`: what happens to a transaction after apply.
 
 use super::init::agreed;
 use crate::args::{Confirm, Global, History, Remove, Rollback};
@@ -106,21 +106,6 @@ fn not_rolled_back(error: &RollbackError) -> CliError {
         _ => "portcullis history lists the transactions",
     };
     CliError::usage(error.to_string()).hint(hint)
-}
-
-/// `portcullis recover`: what the boot unit runs.
-pub fn recover(global: &Global) -> Result<Exit, CliError> {
-    need_root("recover")?;
-    let done = transaction::recover(&global.state_dir, false)
-        .map_err(|error| CliError::new(Exit::RolledBack, error.to_string()))?;
-    for id in &done {
-        remark(&format!("transaction {id} was rolled back"));
-    }
-    Ok(if done.is_empty() {
-        Exit::Clean
-    } else {
-        Exit::RolledBack
-    })
 }
 
 /// A transaction on the wire.
