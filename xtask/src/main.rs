@@ -56,10 +56,18 @@ fn images(suites: &[&str]) -> Result<(), String> {
             release,
             protection: true,
             docker: true,
+            podman: false,
         };
-        let folders = image.ensure(&mut say).map_err(describe)?;
-        for folder in folders {
-            println!("{}", folder.display());
+        let podman = lab::Image {
+            docker: false,
+            podman: true,
+            ..image
+        };
+        let more = (release == lab::Release::Trixie).then_some(podman);
+        for image in [image].into_iter().chain(more) {
+            for folder in image.ensure(&mut say).map_err(describe)? {
+                println!("{}", folder.display());
+            }
         }
     }
     Ok(())

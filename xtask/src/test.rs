@@ -33,6 +33,7 @@ pub(crate) fn run(threads: u8) -> Result<(), String> {
                     release: lab::Release::Bookworm,
                     protection: true,
                     docker,
+                    podman: false,
                 };
                 image
                     .ensure(&mut |line| println!("lab: {line}"))

@@ -164,6 +164,9 @@ pub struct Plan {
     /// Also delete UFW rules that the policy does not mention
     #[arg(long)]
     pub prune: bool,
+    /// Also change compose files, so that they publish on loopback what the policy does not allow
+    #[arg(long)]
+    pub edit_compose: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -188,6 +191,9 @@ pub struct Apply {
     /// Also delete UFW rules that the policy does not mention
     #[arg(long)]
     pub prune: bool,
+    /// Also change compose files, so that they publish on loopback what the policy does not allow
+    #[arg(long)]
+    pub edit_compose: bool,
 }
 
 #[derive(Debug, Args)]

@@ -53,6 +53,12 @@ pub struct Host {
     pub units: BTreeMap<String, Unit>,
     /// Files that portcullis may write, by absolute path. Missing files are listed as `None`.
     pub files: BTreeMap<String, Option<FileFact>>,
+    /// Compose files that running containers come from, by absolute path.
+    #[serde(default)]
+    pub compose_files: BTreeMap<String, ComposeFile>,
+    /// The line of /etc/nftables.conf that flushes every table, where nftables.service runs it.
+    #[serde(default)]
+    pub nftables_flush: Option<String>,
     /// Debian packages that matter, installed version or `None`.
     pub packages: BTreeMap<String, Option<String>>,
     /// What could not be read, and what that makes uncertain.
@@ -142,6 +148,26 @@ pub struct Engine {
     pub userland_proxy: Option<bool>,
     /// daemon.json `ip`: default address for published ports of the default bridge.
     pub default_ip: Option<String>,
+    /// daemon.json `default-network-opts`, driver bridge, `host_binding_ipv4`: the same for networks made
+    /// later (Docker 24 and newer).
+    #[serde(default)]
+    pub default_network_ip: Option<String>,
+    /// Where it keeps its data; below `/var/snap` it is the snap package.
+    #[serde(default)]
+    pub root_dir: Option<String>,
+    /// Part of a swarm.
+    #[serde(default)]
+    pub swarm: bool,
+    /// Its API wants client certificates over TCP (`tlsverify` of daemon.json or of the command line);
+    /// `None` where neither could be read.
+    #[serde(default)]
+    pub tls_verify: Option<bool>,
+    /// Users besides root who may use its socket: members of group `docker`.
+    #[serde(default)]
+    pub trusted_users: Vec<String>,
+    /// Any user of this machine may use its socket (permission bits of the file).
+    #[serde(default)]
+    pub open_socket: bool,
     /// Networks.
     pub networks: Vec<Network>,
     /// Running containers.
@@ -190,6 +216,9 @@ pub struct Container {
     pub exposed: Vec<(Proto, u16)>,
     /// Compose project and service, when compose made it.
     pub compose: Option<Compose>,
+    /// Paths on the host that are mounted into it and lead to an engine's socket.
+    #[serde(default)]
+    pub engine_sockets: Vec<String>,
 }
 
 /// A container's address in a network.
@@ -223,6 +252,18 @@ pub struct Compose {
     pub service: String,
     /// Config files as compose recorded them.
     pub files: Vec<String>,
+}
+
+/// What a compose file publishes. Of its text only the entries of `ports` are kept: the rest may hold
+/// secrets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComposeFile {
+    /// SHA-256 of the file, lowercase hex.
+    pub sha256: String,
+    /// The entries of `ports`, in order.
+    pub ports: Vec<crate::compose::Entry>,
+    /// Why none could be read, if so.
+    pub unread: Option<String>,
 }
 
 /// UFW as its files and the kernel have it.

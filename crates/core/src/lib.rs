@@ -1,5 +1,6 @@
 //! The pure middle of portcullis: facts, policy, catalog, findings, plans. No IO, no clock.
 pub mod catalog;
+pub mod compose;
 pub mod expect;
 pub mod expose;
 pub mod finding;

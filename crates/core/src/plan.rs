@@ -92,6 +92,16 @@ pub enum Action {
         /// What to do.
         verb: SystemdVerb,
     },
+    /// Change lines of a compose file in place, so that it publishes on loopback. Takes effect when its
+    /// service is made anew.
+    EditCompose {
+        /// Absolute path.
+        path: String,
+        /// SHA-256 of the file as the plan knows it, lowercase hex.
+        sha256: String,
+        /// The changes, by place.
+        edits: Vec<crate::compose::Edit>,
+    },
     /// Close connections that the new policy forbids, by deleting their conntrack entries.
     CutConnections {
         /// TCP host ports whose connections from non-allowed sources are cut.

@@ -54,7 +54,16 @@ impl Release {
     fn docker(self) -> &'static [&'static str] {
         match self {
             Self::Bookworm => &["docker.io"],
-            Self::Trixie | Self::Sid => &["docker.io", "docker-cli"],
+            Self::Trixie => &["docker.io", "docker-cli", "docker-compose"],
+            Self::Sid => &["docker.io", "docker-cli"],
+        }
+    }
+
+    /// Podman with what its networks need; the lab knows that of Debian 13.
+    fn podman(self) -> &'static [&'static str] {
+        match self {
+            Self::Trixie => &["podman", "netavark", "aardvark-dns", "passt", "uidmap"],
+            Self::Bookworm | Self::Sid => &[],
         }
     }
 }
@@ -79,6 +88,8 @@ pub struct Image {
     pub protection: bool,
     /// Docker as Debian installs it; likewise.
     pub docker: bool,
+    /// Podman as Debian installs it; likewise. Debian 13 only.
+    pub podman: bool,
 }
 
 const PROTECTION: &[&str] = &["ufw", "fail2ban"];
@@ -139,7 +150,14 @@ impl Image {
         for (wanted, packages) in [
             (self.protection, PROTECTION),
             (self.docker, self.release.docker()),
+            (self.podman, self.release.podman()),
         ] {
+            if wanted && packages.is_empty() {
+                let suite = self.release.suite();
+                return Err(Error::Invalid(format!(
+                    "the lab has no such packages for {suite}"
+                )));
+            }
             if wanted {
                 name = format!("{name}-{}", packages.join("-"));
                 folders.push(cache.join(&name));
@@ -180,7 +198,8 @@ fn recipe(release: Release) -> String {
     };
     add(&GENERATION.to_string());
     add(release.suite());
-    for text in BASE.iter().chain(PROTECTION).chain(release.docker()) {
+    let extra = release.docker().iter().chain(release.podman());
+    for text in BASE.iter().chain(PROTECTION).chain(extra) {
         add(text);
     }
     for (name, text) in UNITS {

@@ -80,6 +80,12 @@ impl MachineOptions {
         self
     }
 
+    /// With Podman installed.
+    pub fn with_podman(mut self) -> Self {
+        self.image.podman = true;
+        self
+    }
+
     /// Without UFW and fail2ban; `apt-get install` finds them on the machine's own disk.
     pub fn bare(mut self) -> Self {
         self.image.protection = false;
@@ -106,6 +112,7 @@ impl Machine {
                 release,
                 protection: true,
                 docker: false,
+                podman: false,
             },
         }
     }
@@ -427,9 +434,14 @@ impl Machine {
 
     /// Makes a Docker image, without a registry, whose container serves `page` on its port 80.
     pub fn import_web_image(&self, tag: &str, page: &str) -> Result<()> {
+        self.import_image_into("docker", tag, page)
+    }
+
+    /// As [`Machine::import_web_image`], for `docker` or `podman`.
+    pub fn import_image_into(&self, engine: &str, tag: &str, page: &str) -> Result<()> {
         let tar = crate::docker::web_image_tar(&self.folder.join("image"), page)?;
         self.copy_in(&tar, "/var/tmp/image.tar")?;
-        let mut argv = vec!["docker", "import"];
+        let mut argv = vec![engine, "import"];
         argv.extend(crate::docker::WEB_IMAGE);
         argv.extend(["/var/tmp/image.tar", tag]);
         self.ok(&argv).map(drop)

@@ -21,7 +21,11 @@ use std::time::Duration;
 pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
     let (policy, name) = input::policy(&args.policy)?;
     let facts = input::facts(&FactsSource::default())?;
-    let plan = plan::make(&facts, &policy, args.prune)?;
+    let plan = plan::make(
+        &facts,
+        &policy,
+        plan::options(args.prune, args.edit_compose),
+    )?;
     print(&render::plan::text(&plan, &name, false))?;
     if plan.is_empty() {
         return Ok(Exit::Clean);

@@ -14,7 +14,7 @@ use std::error::Error;
 pub fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     let (policy, name) = input::policy(&args.policy)?;
     let host = input::facts(&args.facts)?;
-    let plan = make(&host, &policy, args.prune)?;
+    let plan = make(&host, &policy, options(args.prune, args.edit_compose))?;
     if args.json {
         print_json(&plan)?;
     } else {
@@ -27,12 +27,17 @@ pub fn run(global: &Global, args: &Args) -> Result<Exit, CliError> {
     })
 }
 
-/// Makes a plan, or says why there can be none.
-pub fn make(host: &Host, policy: &Policy, prune: bool) -> Result<Plan, CliError> {
-    let options = Options {
+/// What the flags ask of a plan.
+pub fn options(prune: bool, edit_compose: bool) -> Options {
+    Options {
         prune,
+        edit_compose,
         ..Options::default()
-    };
+    }
+}
+
+/// Makes a plan, or says why there can be none.
+pub fn make(host: &Host, policy: &Policy, options: Options) -> Result<Plan, CliError> {
     planner::make(host, policy, &options).map_err(|refusal| refused(&refusal))
 }
 

@@ -1,6 +1,6 @@
 //! A plan as a readable diff.
 
-use super::style::{DIM, GOOD, HEAD, WIDTH, fit, paint, wrap};
+use super::style::{DIM, GOOD, HEAD, WARN, WIDTH, fit, paint, wrap};
 use portcullis_core::plan::{Action, Change, Plan};
 use portcullis_core::planner::command;
 use portcullis_core::text::clean;
@@ -72,6 +72,23 @@ fn one(out: &mut String, number: usize, change: &Change) {
     match &change.action {
         Action::WriteFile { content, .. } => added(out, content),
         Action::Guard { ruleset } => added(out, ruleset),
+        Action::EditCompose { edits, .. } => {
+            for edit in edits {
+                let shown = |text: &str| fit(&clean(text.trim()), WIDTH - 7);
+                if !edit.old.is_empty() {
+                    let _ = writeln!(
+                        out,
+                        "     {}",
+                        paint(WARN, format!("- {}", shown(&edit.old)))
+                    );
+                }
+                let _ = writeln!(
+                    out,
+                    "     {}",
+                    paint(GOOD, format!("+ {}", shown(&edit.new)))
+                );
+            }
+        }
         _ => {}
     }
 }

@@ -1,8 +1,9 @@
 //! Containers: ports past UFW, and the rule that everybody tries against it.
 
 use super::words::what;
-use super::{APPLY, Case, Complete, EndpointVerdict, finding};
+use super::{APPLY, Case, Complete, EndpointVerdict, Judged, finding};
 use crate::finding::{Finding, Origin, Severity};
+use crate::host::{Container, Publish};
 use crate::text::clean;
 use reach::ir::{Key, Match, Rule, RuleVerdict, Statement, Values};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) fn findings(case: &Case<'_>, out: &mut Vec<Finding>) {
     past_ufw(case, out);
     folk_rule(case, out);
-    daemon(case, out);
+    docker_user(case, out);
+    ufw_docker(case, out);
+    reload_flushes(case, out);
 }
 
 fn past_ufw(case: &Case<'_>, out: &mut Vec<Finding>) {
@@ -24,7 +27,14 @@ fn past_ufw(case: &Case<'_>, out: &mut Vec<Finding>) {
         .iter()
         .filter(|j| j.endpoint.origin == Origin::Published)
         .filter(|j| j.verdict == EndpointVerdict::Exposed)
-        .map(|j| what(&j.endpoint))
+        .map(|j| match publisher(case, j) {
+            Some((container, publish)) => format!(
+                "{}: {}",
+                what(&j.endpoint),
+                super::engines::origin(case, container, publish)
+            ),
+            None => what(&j.endpoint),
+        })
         .collect();
     if !active || past.is_empty() {
         return;
@@ -42,6 +52,23 @@ fn past_ufw(case: &Case<'_>, out: &mut Vec<Finding>) {
             .mend(APPLY)
             .rows(&["G10", "G11", "G13", "CIS-Docker-5.14", "NIST-SC-7"]),
     );
+}
+
+/// The container behind an endpoint, and its publication.
+fn publisher<'a>(case: &Case<'a>, judged: &Judged) -> Option<(&'a Container, &'a Publish)> {
+    let endpoint = &judged.endpoint;
+    case.host
+        .engines
+        .iter()
+        .flat_map(|e| &e.containers)
+        .filter(|c| Some(&c.name) == endpoint.container.as_ref())
+        .find_map(|c| {
+            let publish = c
+                .published
+                .iter()
+                .find(|p| (p.proto, p.host_port) == (endpoint.id.proto, endpoint.id.port))?;
+            Some((c, publish))
+        })
 }
 
 /// `-A INPUT -p tcp --dport N -j DROP` for a published port: packets to it never enter INPUT.
@@ -147,23 +174,177 @@ fn folk_line(line: &str) -> Option<u16> {
     if chain && stops { port } else { None }
 }
 
-fn daemon(case: &Case<'_>, out: &mut Vec<Finding>) {
-    for engine in &case.host.engines {
-        let nft = engine.firewall_backend.as_deref() == Some("nftables");
-        let routed = case.host.ufw.as_ref().map(|u| u.default_routed.as_str());
-        if nft && matches!(routed, Some("deny" | "drop" | "reject")) {
+/// Rules in DOCKER-USER that do not what they look like: behind the final RETURN, or about a port that the
+/// packet no longer has there.
+fn docker_user(case: &Case<'_>, out: &mut Vec<Finding>) {
+    let published: BTreeSet<(u16, u16)> = case
+        .host
+        .engines
+        .iter()
+        .flat_map(|e| &e.containers)
+        .flat_map(|c| &c.published)
+        .map(|p| (p.host_port, p.container_port))
+        .collect();
+    for table in &case.host.rules.tables {
+        let Some(chain) = table
+            .chain("DOCKER-USER")
+            .filter(|_| table.name == "filter")
+        else {
+            continue;
+        };
+        let v6 = table.family == reach::ir::Family::Ip6;
+        let program = if v6 { "ip6tables" } else { "iptables" };
+        let mut returned = false;
+        for rule in &chain.rules {
+            let text = format!("{program}: {}", clean(&rule.text));
+            if returned {
+                out.push(
+                    finding(
+                        "docker-user-dead-rule",
+                        Severity::Medium,
+                        "A rule of DOCKER-USER stands behind its RETURN and is never reached (Docker before 28.3 puts that RETURN there, and `-A` appends behind it).",
+                    )
+                    .shows(text.clone())
+                    .mend(APPLY)
+                    .rows(&["G10", "G11"]),
+                );
+                continue;
+            }
+            returned = matches!(
+                rule.statements.as_slice(),
+                [Statement::Verdict(RuleVerdict::Return)]
+            );
+            for port in blocked_ports(rule) {
+                let hosts: Vec<u16> = published
+                    .iter()
+                    .filter(|(h, c)| *h == port && *c != port)
+                    .map(|(h, _)| *h)
+                    .collect();
+                let inner: Vec<u16> = published
+                    .iter()
+                    .filter(|(h, c)| *c == port && *h != port)
+                    .map(|(h, _)| *h)
+                    .collect();
+                let title = if !hosts.is_empty() && inner.is_empty() {
+                    format!(
+                        "The DOCKER-USER rule against port {port} does nothing: there the packet has the container's port already, not the published one."
+                    )
+                } else if inner.len() > 1 {
+                    let ports: Vec<String> = inner.iter().map(u16::to_string).collect();
+                    format!(
+                        "The DOCKER-USER rule against port {port} hits every container that listens on it (published as {}), not the one that was meant.",
+                        crate::text::list(&ports)
+                    )
+                } else {
+                    continue;
+                };
+                out.push(
+                    finding("docker-user-wrong-port", Severity::Medium, title)
+                        .shows(text.clone())
+                        .mend(APPLY)
+                        .rows(&["G10", "G11"]),
+                );
+            }
+        }
+    }
+}
+
+/// The block that ufw-docker puts into after.rules: there, entered, and whom it trusts.
+fn ufw_docker(case: &Case<'_>, out: &mut Vec<Finding>) {
+    for table in &case.host.rules.tables {
+        let v6 = table.family == reach::ir::Family::Ip6;
+        let forward = if v6 {
+            "ufw6-user-forward"
+        } else {
+            "ufw-user-forward"
+        };
+        let Some(chain) = table
+            .chain("DOCKER-USER")
+            .filter(|_| table.name == "filter")
+        else {
+            continue;
+        };
+        let Some(first) = chain
+            .rules
+            .iter()
+            .find(|r| super::engines::leads(r, |c| c == forward))
+        else {
+            continue;
+        };
+        let family = if v6 { "IPv6" } else { "IPv4" };
+        let entered = table
+            .chains
+            .iter()
+            .flat_map(|c| &c.rules)
+            .any(|r| super::engines::leads(r, |c| c == "DOCKER-USER"));
+        if !entered {
             out.push(
                 finding(
-                    "docker-nftables-ufw-routed",
-                    Severity::Low,
-                    "Docker uses its nftables backend and UFW denies routed packets: containers cannot reach out.",
+                    "ufw-docker-inert",
+                    Severity::High,
+                    format!("ufw-docker's rules are there and do nothing for {family}: no chain leads to DOCKER-USER."),
                 )
-                .shows(format!(
-                    "Docker {}, firewall backend nftables; DEFAULT_FORWARD_POLICY is {}",
-                    clean(&engine.version),
-                    clean(routed.unwrap_or(""))
-                ))
-                .rows(&["G10"]),
+                .shows(format!("never reached: {}", clean(&first.text)))
+                .mend(APPLY)
+                .rows(&["G10", "G11"]),
+            );
+            continue;
+        }
+        let trusted: Vec<String> = chain
+            .rules
+            .iter()
+            .filter(|r| returns_a_source(r))
+            .map(|r| clean(&r.text))
+            .collect();
+        let (severity, title) = if trusted.is_empty() {
+            (
+                Severity::Info,
+                format!("ufw-docker's rules decide about published ports over {family}."),
+            )
+        } else {
+            (
+                Severity::Medium,
+                format!(
+                    "ufw-docker's rules let every private source in over {family}: the LAN, the VPC and the provider's network reach all that Docker publishes."
+                ),
+            )
+        };
+        let mut found = finding("ufw-docker-block", severity, title).shows(clean(&first.text));
+        for rule in trusted.into_iter().take(4) {
+            found = found.shows(rule);
+        }
+        out.push(found.mend(APPLY).rows(&["G10", "G11"]));
+    }
+}
+
+/// `-s NETWORK -j RETURN` and nothing else.
+fn returns_a_source(rule: &Rule) -> bool {
+    let source = |s: &Statement| {
+        matches!(s, Statement::Match(Match::Cmp { of, negate: false, values: Values::Addr(_) })
+            if matches!(of.key, Key::Saddr(_)))
+    };
+    let returns = |s: &Statement| matches!(s, Statement::Verdict(RuleVerdict::Return));
+    rule.statements.iter().any(source)
+        && rule.statements.iter().any(returns)
+        && rule
+            .statements
+            .iter()
+            .all(|s| source(s) || returns(s) || matches!(s, Statement::Other { .. }))
+}
+
+/// `:DOCKER-USER` in after.rules makes every `ufw reload` flush the chain: jumps that fail2ban put there go.
+fn reload_flushes(case: &Case<'_>, out: &mut Vec<Finding>) {
+    for (file, line) in case.host.ufw.iter().flat_map(|u| &u.foreign_lines) {
+        if line.trim_start().starts_with(":DOCKER-USER") {
+            out.push(
+                finding(
+                    "docker-user-flushed-at-reload",
+                    Severity::Low,
+                    "Every `ufw reload` empties DOCKER-USER: bans that fail2ban put there are gone until it starts again.",
+                )
+                .shows(format!("{}: {}", clean(file), clean(line)))
+                .mend(APPLY)
+                .rows(&["G10", "G12"]),
             );
         }
     }

@@ -3,7 +3,9 @@
 //! A finding's id is stable; [`crate::plan::Change::mends`] and users' filters refer to it.
 
 mod asserted;
+mod bypass;
 mod docker;
+mod engines;
 mod exposed;
 mod fail2ban;
 mod guard;
@@ -118,7 +120,9 @@ pub fn audit(host: &Host, policy: &Policy) -> Audit {
     for room in [
         exposed::findings,
         docker::findings,
+        engines::findings,
         ufw::findings,
+        bypass::findings,
         ssh::findings,
         fail2ban::findings,
         guard::findings,

@@ -1,27 +1,31 @@
 //! Services told to listen on loopback only, and the lines to change where portcullis cannot do it itself.
 //!
-//! A native service with a systemd unit gets a drop-in, never a new unit. A container's published
-//! address is in its compose file or run command: the plan shows the exact line, and the guard keeps
-//! the port closed meanwhile.
+//! A native service with a systemd unit gets a drop-in, never a new unit.
 
-use super::grants::{self, Grant};
-use super::{Draft, files};
-use crate::catalog::{self, Loopback, Service, Sight};
-use crate::host::{Container, Engine, Host, Publish, Unit};
+use super::grants;
+use super::{Draft, bridge, files, systemd};
+use crate::catalog::{self, Loopback, Service};
+use crate::host::{Host, Unit};
 use crate::plan::{Action, SystemdVerb};
-use crate::policy::{Policy, Reach};
+use crate::policy::{Policy, Reach, Source, ZoneRef};
 use crate::text::clean;
 use reach::Proto;
 use std::net::IpAddr;
 
-pub(super) fn plan(host: &Host, policy: &Policy, grants: &[Grant], draft: &mut Draft) {
+pub(super) fn plan(host: &Host, policy: &Policy, draft: &mut Draft) {
     let mut restarts = Vec::new();
     let mut reload = false;
+    let mut bridges = Vec::new();
     for rule in &policy.services {
         let Some(service) = catalog::service(&rule.kind) else {
             continue;
         };
-        let closed = matches!(rule.reach, Reach::Loopback | Reach::Gateway);
+        // Containers come to the bridge, where systemd listens for the service: it stays on loopback.
+        let inside = matches!(&rule.reach, Reach::From(from)
+            if from.iter().all(|s| matches!(s, Source::Zone(ZoneRef::Containers(_)))))
+            && bridge::serves(host, service);
+        let closed = inside || matches!(rule.reach, Reach::Loopback | Reach::Gateway);
+        bridges.push((service, inside));
         match &service.loopback {
             Some(Loopback::Environment { key, value }) => {
                 for name in &service.units {
@@ -63,7 +67,12 @@ pub(super) fn plan(host: &Host, policy: &Policy, grants: &[Grant], draft: &mut D
             systemd(&unit, SystemdVerb::Restart),
         );
     }
-    published(host, grants, draft);
+    // The service has left the bridge's address by then.
+    for (service, inside) in bridges {
+        let port = service.ports.first().copied().unwrap_or(0);
+        bridge::plan(host, service, port, inside, draft);
+    }
+    bridge::forget(host, policy, draft);
 }
 
 struct Bind<'a> {
@@ -183,7 +192,9 @@ fn outside_units(host: &Host, service: &'static Service, how: &str, draft: &mut 
             .unit
             .as_ref()
             .is_some_and(|unit| service.units.contains(unit));
-        if socket.address.is_loopback() || socket.container.is_some() || (env && own_unit) {
+        let bridge = socket.unit.as_deref() == Some(bridge::SOCKET);
+        let elsewhere = socket.address.is_loopback() || socket.container.is_some() || bridge;
+        if elsewhere || (env && own_unit) {
             continue;
         }
         let who = match &socket.unit {
@@ -197,124 +208,6 @@ fn outside_units(host: &Host, service: &'static Service, how: &str, draft: &mut 
             ),
             Some(how.replace("{port}", &socket.port.to_string())),
         );
-    }
-}
-
-/// Ports that containers publish to the world and the policy does not allow, and what the guard cannot do for
-/// containers.
-fn published(host: &Host, grants: &[Grant], draft: &mut Draft) {
-    for engine in &host.engines {
-        for container in &engine.containers {
-            note_beyond(engine, container, grants, draft);
-        }
-    }
-    for container in host.engines.iter().flat_map(|e| &e.containers) {
-        let mut shown: Vec<(Proto, u16, u16)> = Vec::new();
-        for publish in &container.published {
-            let key = (publish.proto, publish.host_port, publish.container_port);
-            let granted = grants
-                .iter()
-                .any(|g| (g.proto, g.port) == (publish.proto, publish.host_port));
-            // Docker lists the IPv4 and the IPv6 side of one publication.
-            if publish.host_ip.is_loopback() || granted || shown.contains(&key) {
-                continue;
-            }
-            shown.push(key);
-            note_publish(container, publish, draft);
-        }
-    }
-}
-
-fn note_beyond(engine: &Engine, container: &Container, grants: &[Grant], draft: &mut Draft) {
-    let name = clean(&container.name);
-    for address in &container.addresses {
-        let network = engine.networks.iter().find(|n| n.name == address.network);
-        if let Some(network) = network
-            && matches!(network.driver.as_str(), "macvlan" | "ipvlan")
-        {
-            draft.note(
-                format!(
-                    "container {name} has {} by a {} network: its packets do not pass this host's packet filter, so no rule here can close its ports",
-                    address.address, network.driver
-                ),
-                Some(format!("docker network disconnect {} {name}", clean(&network.name))),
-            );
-        }
-    }
-    for publish in &container.published {
-        let limited =
-            |g: &Grant| g.rate_limit && (g.proto, g.port) == (publish.proto, publish.host_port);
-        if !publish.host_ip.is_loopback() && grants.iter().any(limited) {
-            draft.note(
-                format!(
-                    "{}/{} is published by container {name}: the policy's rate limit holds for the host's own ports only",
-                    publish.host_port, publish.proto
-                ),
-                None,
-            );
-        }
-    }
-}
-
-fn note_publish(container: &Container, publish: &Publish, draft: &mut Draft) {
-    let name = clean(&container.name);
-    let service = catalog::recognise(Sight {
-        image: Some(&container.image),
-        port: publish.container_port,
-        ..Sight::default()
-    })
-    .map(|s| format!(" ({})", s.name))
-    .unwrap_or_default();
-    let suffix = match publish.proto {
-        Proto::Tcp => String::new(),
-        other => format!("/{other}"),
-    };
-    let line = format!(
-        "127.0.0.1:{}:{}{suffix}",
-        publish.host_port, publish.container_port
-    );
-    let (place, command) = match &container.compose {
-        Some(compose) => {
-            let file = compose
-                .files
-                .first()
-                .map_or_else(|| "its compose file".to_owned(), |f| clean(f));
-            (
-                format!(
-                    "in {file}, service {}, under `ports:`",
-                    clean(&compose.service)
-                ),
-                format!("- \"{line}\""),
-            )
-        }
-        None => (
-            "in the command that starts it".to_owned(),
-            format!("-p {line}"),
-        ),
-    };
-    draft.note(
-        format!(
-            "container {name}{service} publishes {}/{} on {}; the guard closes it, and the source is mended {place}",
-            publish.host_port,
-            publish.proto,
-            everywhere(publish.host_ip),
-        ),
-        Some(command),
-    );
-}
-
-fn everywhere(address: IpAddr) -> String {
-    if address.is_unspecified() {
-        "every address".to_owned()
-    } else {
-        address.to_string()
-    }
-}
-
-fn systemd(unit: &str, verb: SystemdVerb) -> Action {
-    Action::Systemd {
-        unit: unit.to_owned(),
-        verb,
     }
 }
 

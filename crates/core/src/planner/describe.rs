@@ -50,6 +50,10 @@ pub fn command(action: &Action) -> String {
                 SystemdVerb::Restart => format!("systemctl restart {unit}"),
             }
         }
+        Action::EditCompose { path, edits, .. } => {
+            let lines: Vec<String> = edits.iter().map(|e| e.line.to_string()).collect();
+            format!("edit {} (line {})", clean(path), lines.join(", "))
+        }
         Action::CutConnections { ports } => {
             let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
             format!("cut open connections to {}", ports.join(", "))

@@ -28,6 +28,8 @@ pub const MANAGED_FILES: &[&str] = &[
     GUARD_UNIT_FILE,
     JAIL_FILE,
     OLLAMA_DROPIN,
+    super::bridge::SERVICE_FILE,
+    super::bridge::SOCKET_FILE,
     "/etc/systemd/system/open-webui.service.d/zz-portcullis.conf",
     "/etc/systemd/system/qdrant.service.d/zz-portcullis.conf",
 ];

@@ -77,7 +77,7 @@ pub(super) fn grants(host: &Host, policy: &Policy) -> Result<Vec<Grant>, Refusal
                 .join(" "),
         };
         let label = plain(allow.comment.as_deref().unwrap_or(&default));
-        for way in ways(&allow.from, &zones, &places)? {
+        for way in ways(host, &allow.from, &zones, &places)? {
             for &port in &ports {
                 out.push(Grant {
                     not_ssh: !(allow.proto == Proto::Tcp && ssh.contains(&port)),
@@ -94,7 +94,7 @@ pub(super) fn grants(host: &Host, policy: &Policy) -> Result<Vec<Grant>, Refusal
         let Reach::From(from) = &rule.reach else {
             continue;
         };
-        for way in ways(from, &zones, &places)? {
+        for way in ways(host, from, &zones, &places)? {
             for port in service_ports(host, &rule.kind) {
                 out.push(Grant {
                     not_ssh: true,
@@ -170,7 +170,12 @@ pub(super) fn containers_of<'a>(
 
 /// The ways that sources stand for. A zone is bound to the interfaces where its packets arrive, so
 /// that nobody else gets in with a forged address.
-fn ways(sources: &[Source], zones: &[Zone], places: &[zones::Place]) -> Result<Vec<Way>, Refusal> {
+fn ways(
+    host: &Host,
+    sources: &[Source],
+    zones: &[Zone],
+    places: &[zones::Place],
+) -> Result<Vec<Way>, Refusal> {
     let mut out = Vec::new();
     for source in sources {
         match source {
@@ -184,6 +189,7 @@ fn ways(sources: &[Source], zones: &[Zone], places: &[zones::Place]) -> Result<V
                         .map(net_way),
                 );
             }
+            Source::Zone(ZoneRef::Containers(None)) => out.extend(containers(host, places)?),
             Source::Zone(zone) => {
                 let there = zones.iter().any(|z| zone.matches(z));
                 if !there && !matches!(zone, ZoneRef::Containers(_)) {
@@ -218,6 +224,65 @@ fn ways(sources: &[Source], zones: &[Zone], places: &[zones::Place]) -> Result<V
     Ok(out)
 }
 
+/// Containers arrive by the bridges of their networks, and networks come and go: the rules name what the
+/// engines call theirs, so that one made later is covered from its first packet.
+///
+/// `br-` is also how people name a bridge that carries their LAN. So those rules want a source from the
+/// range that Docker takes its networks from (or from a network that is there), and where the host has a
+/// `br-…` that is no container network, the bridges are named one by one.
+fn containers(host: &Host, places: &[zones::Place]) -> Result<Vec<Way>, Refusal> {
+    let way = |interface: &str, net: Option<IpNet>| Way {
+        net,
+        interface: Some(interface.to_owned()),
+    };
+    let mut out: Vec<Way> = CONTAINER_LINKS.iter().map(|l| way(l, None)).collect();
+    let ambiguous = super::guard::own_bridges(host)
+        .iter()
+        .any(|name| name.starts_with("br-"));
+    let docker = host.engines.iter().any(|e| e.kind == "docker")
+        || host.net.interfaces.iter().any(|i| i.name == "docker0");
+    let by_pattern = docker && !ambiguous;
+    if by_pattern {
+        let mut nets: AddrSet = DOCKER_POOL.into();
+        let subnets = host.engines.iter().flat_map(|e| &e.networks);
+        for network in subnets.filter(|n| n.bridge.as_deref().is_some_and(engine_bridge)) {
+            nets = nets.union(&network.subnets.iter().copied().collect());
+        }
+        out.extend(nets.to_cidrs().into_iter().map(|n| way("br-+", Some(n))));
+    }
+    for place in places.iter().filter(|p| p.zone == "containers") {
+        let name = place.interface.as_str();
+        let named = CONTAINER_LINKS
+            .iter()
+            .any(|l| name.starts_with(l.trim_end_matches('+')));
+        if named || (by_pattern && engine_bridge(name)) {
+            continue;
+        }
+        if !safe_interface(name) {
+            return Err(Refusal::OddInterface {
+                name: crate::text::clean(name),
+            });
+        }
+        out.push(way(name, None));
+    }
+    Ok(out)
+}
+
+/// What Docker and Podman call the links of their networks, besides `br-…`.
+const CONTAINER_LINKS: [&str; 2] = ["docker+", "podman+"];
+
+/// 172.16.0.0/12: Docker's own choice for its first fifteen networks (libnetwork/ipamutils).
+const DOCKER_POOL: IpNet = IpNet::V4(ipnet::Ipv4Net::new_assert(
+    std::net::Ipv4Addr::new(172, 16, 0, 0),
+    12,
+));
+
+/// Docker's name for a bridge: `br-` and the network's id, twelve digits of hexadecimal.
+pub(super) fn engine_bridge(name: &str) -> bool {
+    name.strip_prefix("br-")
+        .is_some_and(|id| id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
 fn in_zone(zone: &ZoneRef, zones: &[Zone], place: &zones::Place) -> bool {
     let matches = zones.iter().any(|z| z.id == place.zone && zone.matches(z));
     let only = match zone {
@@ -244,6 +309,11 @@ pub(super) fn safe_interface(name: &str) -> bool {
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'@'))
         && !name.starts_with('-')
+}
+
+/// As [`safe_interface`], or one of the patterns of [`containers`].
+pub(super) fn safe_pattern(name: &str) -> bool {
+    safe_interface(name) || name == "br-+" || CONTAINER_LINKS.contains(&name)
 }
 
 /// A remark reduced to what `ufw … comment` takes without quoting trouble, 48 characters at most.

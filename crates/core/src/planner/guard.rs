@@ -10,6 +10,10 @@
 //!   a connection that a new policy forbids is cut. Answers pass.
 //! - What goes to a container's own address without DNAT is dropped, whatever bridge it is: the kind of
 //!   the link decides, so networks made later are covered from their first packet.
+//! - Published ports are host ports for containers too: who asks for one from a container is of the zone
+//!   `containers`. So a bridge made later that carries a LAN, which cannot be told from a container
+//!   network by its name or kind, gives nobody more than the policy gives containers, and no way to the
+//!   addresses of containers that are there.
 //! - Bans live in two sets that a reload keeps, looked at before conntrack and DNAT, so that they hold
 //!   for host ports, published ports and open connections alike.
 //!
@@ -42,8 +46,15 @@ const PREROUTING_PRIORITY: i32 = -310;
 /// Before everybody's filter chains: `filter - 1`.
 const FORWARD_PRIORITY: i32 = -1;
 
-/// Links of cluster networks that are no bridges but carry containers' packets.
-const POD_LINKS: [&str; 3] = ["cali*", "cilium*", "flannel*"];
+/// Links of cluster networks. Their packets go to services by DNAT too, which is the cluster's matter.
+const POD_LINKS: [&str; 6] = [
+    "cali*",
+    "cbr0",
+    "cilium*",
+    "cni0",
+    "flannel*",
+    "kube-bridge",
+];
 /// Bridges of virtual machines and system containers, which are hosts of their own.
 const MACHINE_BRIDGES: [&str; 4] = ["virbr", "lxdbr", "incusbr", "lxcbr"];
 
@@ -117,20 +128,33 @@ pub(super) fn chains(host: &Host, grants: &[Grant]) -> Vec<Desired> {
         // ICMP errors about a connection that was let in: path MTU discovery needs them.
         "meta l4proto { icmp, ipv6-icmp } ct state related accept".to_owned(),
     ];
-    for name in &own {
-        forward.push(format!("iifname \"{name}\" jump incoming"));
-        forward.push(format!("iifname \"{name}\" accept"));
-    }
-    // From a container: the way out, and to other containers, is the engine's matter.
-    forward.push("meta iifkind \"bridge\" accept".to_owned());
     forward.extend(
         POD_LINKS
             .iter()
             .map(|link| format!("iifname \"{link}\" accept")),
     );
+    forward.push("ct status dnat jump published".to_owned());
+    for name in &own {
+        forward.push(format!("iifname \"{name}\" jump incoming"));
+        forward.push(format!("iifname \"{name}\" accept"));
+    }
+    // From a container: the way out, and to other containers, is the engine's matter.
+    let known = container_bridges(host, &own);
+    forward.extend(
+        known
+            .iter()
+            .map(|name| format!("iifname \"{name}\" accept")),
+    );
+    // From a bridge made later: a container network, or a LAN.
+    forward.extend(
+        known
+            .iter()
+            .map(|name| format!("meta iifkind \"bridge\" oifname \"{name}\" drop")),
+    );
+    forward.push("meta iifkind \"bridge\" accept".to_owned());
     forward.push("jump incoming".to_owned());
 
-    let mut incoming = vec!["ct status dnat jump published".to_owned()];
+    let mut incoming: Vec<String> = Vec::new();
     incoming.extend(own.iter().map(|name| format!("oifname \"{name}\" return")));
     // Bridges of virtual machines made later.
     incoming.extend(
@@ -201,7 +225,8 @@ fn admissions(grants: &[Grant]) -> Vec<String> {
         for ((interface, family), nets) in groups {
             let mut rule = String::new();
             if let Some(interface) = interface {
-                let _ = write!(rule, "iifname \"{interface}\" ");
+                // Grants spell patterns as iptables does.
+                let _ = write!(rule, "iifname \"{}\" ", interface.replace('+', "*"));
             }
             if let Some(ipv6) = family {
                 let family = if ipv6 { "ip6" } else { "ip" };
@@ -238,6 +263,24 @@ pub(super) fn own_bridges(host: &Host) -> Vec<String> {
             machines || carries_uplink(host, i)
         })
         .map(|i| i.name.clone())
+        .collect();
+    out.sort();
+    out.dedup();
+    out
+}
+
+/// Bridges of container networks that are there; `own` are those that surely are none.
+fn container_bridges(host: &Host, own: &[String]) -> Vec<String> {
+    let networks = host.engines.iter().flat_map(|e| &e.networks);
+    let mut out: Vec<String> = networks
+        .filter_map(|n| n.bridge.clone())
+        .chain(
+            ["docker0", "podman0"]
+                .into_iter()
+                .map(str::to_owned)
+                .filter(|name| host.net.interfaces.iter().any(|i| i.name == *name)),
+        )
+        .filter(|name| safe_interface(name) && !own.contains(name))
         .collect();
     out.sort();
     out.dedup();

@@ -119,6 +119,25 @@ pub fn lint(plan: &Plan, host: &Host, ssh_may_shut: bool) -> Vec<Fault> {
                     fault(at, "no SSH connection is cut");
                 }
             }
+            Action::EditCompose {
+                path,
+                sha256,
+                edits,
+            } => {
+                let known = host.compose_files.get(path);
+                let there = |e: &crate::compose::Edit| {
+                    known.is_some_and(|k| k.ports.iter().any(|p| p.change.as_ref() == Some(e)))
+                };
+                if edits.is_empty() || !edits.iter().all(there) {
+                    fault(
+                        at,
+                        "only entries that were read are changed in a compose file",
+                    );
+                }
+                if known.is_none_or(|k| k.sha256 != *sha256) {
+                    fault(at, "a compose file is changed as the plan knows it");
+                }
+            }
             Action::RemoveGuard {} => {}
         }
     }

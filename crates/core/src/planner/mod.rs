@@ -5,12 +5,14 @@
 //! closes, then services and bans; [`lint`] states that as rules and the tests hold every plan to it.
 
 mod binds;
+mod bridge;
 mod describe;
 mod fail2ban;
 mod files;
 mod grants;
 pub mod guard;
 mod lint;
+pub(crate) mod sources;
 #[cfg(test)]
 mod tests;
 mod ufw;
@@ -36,6 +38,8 @@ pub struct Options {
     pub prune: bool,
     /// Leave connections alone that the new rules forbid (else the plan cuts them).
     pub keep_connections: bool,
+    /// Change compose files so that they publish on loopback what the policy does not allow.
+    pub edit_compose: bool,
 }
 
 /// Why no plan can be made. Nothing was changed.
@@ -152,7 +156,8 @@ pub fn make(host: &Host, policy: &Policy, options: &Options) -> Result<Plan, Ref
     packages(host, policy, &mut draft)?;
     ufw::plan(host, policy, &grants, options, &mut draft)?;
     let guard_changed = guard_changes(host, &chains, &mut draft);
-    binds::plan(host, policy, &grants, &mut draft);
+    binds::plan(host, policy, &mut draft);
+    sources::plan(host, &grants, options, &mut draft);
     fail2ban::plan(host, policy, &chains, &mut draft);
     if !options.keep_connections {
         cut(host, &grants, guard_changed, &mut draft);
@@ -163,6 +168,13 @@ pub fn make(host: &Host, policy: &Policy, options: &Options) -> Result<Plan, Ref
         changes: draft.changes,
         notes: draft.notes,
     })
+}
+
+fn systemd(unit: &str, verb: crate::plan::SystemdVerb) -> Action {
+    Action::Systemd {
+        unit: unit.to_owned(),
+        verb,
+    }
 }
 
 /// A plan in the making.

@@ -2,6 +2,7 @@
 //! may alter (so that its undo is recorded first), and make it; what the machine says afterwards
 //! decides, not an exit code.
 
+pub(crate) mod compose;
 pub(crate) mod conntrack;
 pub(crate) mod files;
 pub(crate) mod guard;
@@ -155,6 +156,11 @@ pub(crate) fn check(action: &Action, coming: &[String], context: &Context) -> Re
         Action::Guard { ruleset } => guard::check(ruleset, coming),
         Action::RemoveGuard {} => Ok(()),
         Action::Systemd { unit, .. } => systemd::check(unit, coming, context),
+        Action::EditCompose {
+            path,
+            sha256,
+            edits,
+        } => compose::check(path, sha256, edits),
         Action::CutConnections { ports } => conntrack::check(ports),
     }
 }
@@ -163,7 +169,9 @@ pub(crate) fn check(action: &Action, coming: &[String], context: &Context) -> Re
 pub(crate) fn touches(action: &Action) -> Result<Vec<Touch>, Error> {
     match action {
         Action::InstallPackages { packages } => packages::touches(packages),
-        Action::WriteFile { path, .. } | Action::RemoveFile { path } => files::touches(path),
+        Action::WriteFile { path, .. }
+        | Action::RemoveFile { path }
+        | Action::EditCompose { path, .. } => files::touches(path),
         Action::Ufw { .. } => Ok(vec![Touch::Ufw]),
         Action::Guard { .. } | Action::RemoveGuard {} => Ok(vec![Touch::Guard]),
         Action::Systemd { unit, verb } => Ok(vec![Touch::Unit {
@@ -188,6 +196,11 @@ pub(crate) fn perform(action: &Action, context: &Context) -> Result<(), Error> {
         Action::Guard { ruleset } => guard::load(ruleset, context),
         Action::RemoveGuard {} => guard::remove(context),
         Action::Systemd { unit, verb } => systemd::perform(unit, *verb, context),
+        Action::EditCompose {
+            path,
+            sha256,
+            edits,
+        } => compose::edit(path, sha256, edits),
         Action::CutConnections { ports } => conntrack::cut(ports),
     }
 }

@@ -145,6 +145,10 @@ pub(super) fn check(op: &UfwOp, coming: &[String]) -> Result<(), Error> {
 /// The kernel's rule for interface names (dev_valid_name), less what ufw or iptables read as
 /// something else.
 fn is_interface(name: &str) -> bool {
+    // What engines call the bridges of their networks; `+` stands for any ending.
+    if matches!(name, "br-+" | "docker+" | "podman+") {
+        return true;
+    }
     (1..16).contains(&name.len())
         && name != "any"
         && !name.starts_with('-')

@@ -135,6 +135,15 @@ fn installed(table: &str) -> BTreeMap<String, Option<String>> {
     packages
 }
 
+/// The line of nftables.conf that takes every table away, others' too.
+pub(super) fn nftables_flush(disk: &Disk) -> Option<String> {
+    let text = disk.text("/etc/nftables.conf").ok().flatten()?;
+    text.lines()
+        .map(|line| line.split('#').next().unwrap_or_default().trim())
+        .find(|line| line.split_whitespace().eq(["flush", "ruleset"]))
+        .map(str::to_owned)
+}
+
 /// The files that portcullis may write. One that cannot be read is left out, and is a gap.
 pub(super) fn files(disk: &Disk) -> (BTreeMap<String, Option<FileFact>>, Gaps) {
     let mut gaps = Gaps::default();

@@ -139,6 +139,11 @@ pub fn observe_with(options: &Options) -> Host {
             Uncertain::Endpoints,
             &mut gaps,
         );
+        host.compose_files = docker::compose_files(&disk, &host.engines);
+        for engine in &mut host.engines {
+            engine.tls_verify = engine.tls_verify.or(daemon_wants_tls(&processes));
+        }
+        host.nftables_flush = facts::nftables_flush(&disk);
         add_containers(&mut host, &processes, &users, &mut gaps);
         let units = room("systemd units", units, Uncertain::Names, &mut gaps);
         sockets::activated(&mut host.sockets, &processes, &units.listens);
@@ -234,6 +239,15 @@ fn net(gaps: &mut Gaps) -> Net {
         );
         Net::default()
     })
+}
+
+/// `--tlsverify` on dockerd's command line, where there is a dockerd.
+fn daemon_wants_tls(processes: &Processes) -> Option<bool> {
+    let daemon = processes
+        .iter()
+        .find(|p| p.comm == "dockerd" && !p.cmdline.is_empty())?;
+    let says = |a: &String| matches!(a.as_str(), "--tlsverify" | "--tlsverify=true");
+    Some(daemon.cmdline.iter().any(says))
 }
 
 /// The system's units that own a listening socket.

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 /// Units that matter whatever listens.
-const UNITS: [&str; 15] = [
+const UNITS: [&str; 16] = [
     "containerd.service",
     "docker.service",
     "docker.socket",
@@ -20,6 +20,7 @@ const UNITS: [&str; 15] = [
     "nftables.service",
     "podman.service",
     "podman.socket",
+    "portcullis-bridge-ollama.socket",
     "portcullis-guard.service",
     "portcullis-rollback.service",
     "ssh.service",

@@ -193,7 +193,10 @@ fn paths(plan: &Plan) -> io::Result<BTreeSet<String>> {
     let mut paths: BTreeSet<String> = FILES.map(str::to_owned).into();
     paths.extend(crate::change::ufw::WRITTEN.map(str::to_owned));
     for change in &plan.changes {
-        if let Action::WriteFile { path, .. } | Action::RemoveFile { path } = &change.action {
+        if let Action::WriteFile { path, .. }
+        | Action::RemoveFile { path }
+        | Action::EditCompose { path, .. } = &change.action
+        {
             paths.insert(path.clone());
         }
     }

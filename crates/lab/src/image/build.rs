@@ -124,6 +124,7 @@ fn stock_repository(shop: &Workshop, release: Release, root: &Path) -> Result<()
             &download[..],
             &["--no-install-recommends"],
             release.docker(),
+            release.podman(),
         ]
         .concat(),
     )?;

@@ -11,6 +11,15 @@ use reach::ir::{
 
 pub(super) fn apply(host: &mut Host, action: &Action) {
     match action {
+        Action::EditCompose { path, edits, .. } => {
+            let file = host.compose_files.get_mut(path).unwrap();
+            file.sha256 = "edited".into();
+            for entry in &mut file.ports {
+                if entry.change.take_if(|c| edits.contains(c)).is_some() {
+                    entry.host_ip = Some([127, 0, 0, 1].into());
+                }
+            }
+        }
         Action::InstallPackages { packages } => {
             for name in packages {
                 host.packages.insert(name.clone(), Some("1".into()));
@@ -125,6 +134,10 @@ fn systemd(host: &mut Host, unit: &str, verb: SystemdVerb) {
     }
     if matches!(verb, SystemdVerb::Restart | SystemdVerb::EnableNow) {
         fact.active = "active".into();
+    }
+    if verb == SystemdVerb::DisableNow {
+        fact.enabled = "disabled".into();
+        fact.active = "inactive".into();
     }
     if verb != SystemdVerb::Restart {
         return;

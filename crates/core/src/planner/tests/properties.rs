@@ -175,7 +175,7 @@ proptest! {
     #[test]
     fn plans_are_safe_and_settle(host in hosts(), text in policies(), prune in any::<bool>()) {
         let policy = policy(&text);
-        let options = Options { prune, keep_connections: false };
+        let options = Options { prune, ..Options::default() };
         // Somebody is connected whom this policy does not admit: refused, and rightly.
         prop_assume!(make(&host, &policy, &options).is_ok());
         let plan = settled(&host, &policy, &options);

@@ -57,10 +57,12 @@ fn check_ufw(host: &Host, options: &Options, expect: &[&str]) -> Plan {
 const CALM: Options = Options {
     prune: false,
     keep_connections: false,
+    edit_compose: false,
 };
 const PRUNE: Options = Options {
     prune: true,
     keep_connections: false,
+    edit_compose: false,
 };
 
 #[test]
@@ -633,4 +635,113 @@ fn the_engine_understands_the_guard() {
     // Read back from its own text it is the guard that was wanted.
     host.rules = rules;
     assert!(guard::is_loaded(&host, &policy).unwrap());
+}
+
+/// Containers may use Ollama: it stays on loopback, and systemd listens on the bridge for it.
+#[test]
+fn ollama_for_containers_without_listening_everywhere() {
+    let policy = policy(
+        "version = 1\n[[allow]]\nport = \"ssh\"\nfrom = \"anywhere\"\n\
+         [[service]]\nkind = \"ollama\"\nreach = [\"containers\"]\n",
+    );
+    let mut host = debian12();
+    host.net.interfaces.push(reach::Interface {
+        index: 9,
+        name: "docker0".into(),
+        kind: Some("bridge".into()),
+        up: true,
+        addresses: vec![reach::InterfaceAddress {
+            net: "172.17.0.1/16".parse().unwrap(),
+            peer: None,
+        }],
+        ..reach::Interface::default()
+    });
+    host.units.insert(
+        "ollama.service".into(),
+        Unit {
+            load: "loaded".into(),
+            active: "active".into(),
+            enabled: "enabled".into(),
+            ..Unit::default()
+        },
+    );
+    let plan = settled(&host, &policy, &CALM);
+    let socket = file(&plan, crate::planner::bridge::SOCKET_FILE);
+    assert!(
+        socket.contains("ListenStream=172.17.0.1:11434\n"),
+        "{socket}"
+    );
+    let commands = ufw_commands(&plan).join("\n");
+    for rule in [
+        "allow in on docker+ from any to any port 11434 proto tcp",
+        "allow in on br-+ from 172.16.0.0/12 to any port 11434 proto tcp",
+        "allow in on podman+ from any to any port 11434 proto tcp",
+    ] {
+        assert!(commands.contains(rule), "{commands}");
+    }
+    let published = file(&plan, GUARD_FILE);
+    assert!(
+        published.contains("iifname \"br-*\" ip saddr { 172.16.0.0/12 } meta l4proto tcp ct original proto-dst 11434 accept"),
+        "{published}"
+    );
+    assert!(!published.contains("ct original proto-dst 11434 accept comment"));
+
+    // Another policy later: the socket goes again.
+    let mut after = host.clone();
+    for change in &plan.changes {
+        super::model::apply(&mut after, &change.action);
+    }
+    let plan = settled(&after, &Policy::builtin(), &CALM);
+    let removed = plan.changes.iter().any(|c| {
+        matches!(&c.action, Action::RemoveFile { path } if path == crate::planner::bridge::SOCKET_FILE)
+    });
+    assert!(removed, "{plan:?}");
+
+    // Where a LAN hangs on a bridge of such a name, no pattern is used.
+    host.net.interfaces.push(reach::Interface {
+        index: 10,
+        name: "br-lan".into(),
+        kind: Some("bridge".into()),
+        up: true,
+        ..reach::Interface::default()
+    });
+    host.net.interfaces.push(reach::Interface {
+        index: 11,
+        name: "eth7".into(),
+        up: true,
+        master: Some(10),
+        ..reach::Interface::default()
+    });
+    let plan = settled(&host, &policy, &CALM);
+    let commands = ufw_commands(&plan).join("\n");
+    assert!(!commands.contains("br-"), "{commands}");
+}
+
+/// A bridge made after the apply may carry a LAN: published ports ask who it is, and the addresses of
+/// containers that are there are closed to it.
+#[test]
+fn a_bridge_made_later_gets_no_more_than_containers_do() {
+    let mut host = debian12();
+    host.engines = vec![Engine {
+        kind: "docker".into(),
+        networks: vec![Network {
+            name: "bridge".into(),
+            driver: "bridge".into(),
+            bridge: Some("docker0".into()),
+            ..Network::default()
+        }],
+        ..Engine::default()
+    }];
+    let text = guard::ruleset(&host, &Policy::builtin()).unwrap();
+    let forward = text.split("chain forward {").nth(1).unwrap();
+    let at = |rule: &str| {
+        forward
+            .find(rule)
+            .unwrap_or_else(|| panic!("no {rule} in {forward}"))
+    };
+    let published = at("ct status dnat jump published");
+    let known = at("iifname \"docker0\" accept");
+    let shut = at("meta iifkind \"bridge\" oifname \"docker0\" drop");
+    let out = at("meta iifkind \"bridge\" accept");
+    assert!(published < known && known < shut && shut < out, "{forward}");
 }

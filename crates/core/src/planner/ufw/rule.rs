@@ -3,7 +3,7 @@
 use crate::host::{Ufw, UfwRule};
 use crate::plan::UfwAdd;
 use crate::planner::Options;
-use crate::planner::grants::{Grant, safe_interface};
+use crate::planner::grants::{Grant, safe_interface, safe_pattern};
 use ipnet::IpNet;
 
 /// Starts the comment of every rule that portcullis writes: this is how it knows them again.
@@ -187,7 +187,7 @@ fn expressible(rule: &UfwRule) -> Option<UfwAdd> {
         && rule.interface_out.is_none()
         && rule.application.is_none()
         && matches!(rule.proto.as_str(), "tcp" | "udp")
-        && rule.interface_in.as_deref().is_none_or(safe_interface);
+        && rule.interface_in.as_deref().is_none_or(safe_pattern);
     if !plain_rule {
         return None;
     }

@@ -5,10 +5,13 @@ mod parse;
 use super::disk::Disk;
 use super::gaps::{Gaps, words};
 use super::http;
-use portcullis_core::host::{Engine, Uncertain};
+use portcullis_core::compose;
+use portcullis_core::host::{ComposeFile, Engine, Uncertain};
 use serde_json::Value;
-use std::collections::BTreeSet;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,6 +19,8 @@ use std::time::{Duration, Instant};
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 /// Most containers of one engine that are asked for one by one.
 const MAX_CONTAINERS: usize = 4096;
+/// Most compose files that are read.
+const MAX_FILES: usize = 64;
 /// Most sockets that are asked.
 const MAX_SOCKETS: usize = 16;
 
@@ -112,7 +117,11 @@ pub(super) fn engines(disk: &Disk, paths: &[PathBuf], patience: Duration) -> (Ve
                 let mut engine = found.engine;
                 if !engine.rootless && engine.kind == "docker" {
                     settings(disk, &mut engine, &mut gaps);
+                    if let Ok(Some(group)) = disk.text("/etc/group") {
+                        engine.trusted_users = parse::members(&group);
+                    }
                 }
+                engine.open_socket = std::fs::metadata(path).is_ok_and(|m| m.mode() & 0o002 != 0);
                 for why in found.unseen {
                     gaps.add(
                         &engine.kind,
@@ -145,6 +154,47 @@ fn settings(disk: &Disk, engine: &mut Engine, gaps: &mut Gaps) {
             format!("/etc/docker/daemon.json: {error}"),
             Uncertain::Mechanism,
         ),
+    }
+}
+
+/// The ports that compose files publish, of those files that running containers name. The names are labels,
+/// and anybody who makes an image can set those: only plain YAML files are looked at, and of them only the
+/// entries of `ports` are kept.
+pub(super) fn compose_files(disk: &Disk, engines: &[Engine]) -> BTreeMap<String, ComposeFile> {
+    let named: BTreeSet<&String> = engines
+        .iter()
+        .flat_map(|e| &e.containers)
+        .filter_map(|c| c.compose.as_ref())
+        .flat_map(|c| &c.files)
+        .filter(|f| f.starts_with('/') && (f.ends_with(".yml") || f.ends_with(".yaml")))
+        .collect();
+    named
+        .into_iter()
+        .take(MAX_FILES)
+        .map(|file| (file.clone(), compose_file(disk, file)))
+        .collect()
+}
+
+fn compose_file(disk: &Disk, file: &str) -> ComposeFile {
+    let unread = |why: String| ComposeFile {
+        unread: Some(why),
+        ..ComposeFile::default()
+    };
+    let bytes = match disk.bytes(file, compose::LARGEST as u64) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return unread("it is not there".to_owned()),
+        Err(error) => return unread(error.to_string()),
+    };
+    let Ok(text) = std::str::from_utf8(&bytes) else {
+        return unread("it is no text".to_owned());
+    };
+    match compose::entries(text) {
+        Ok(ports) => ComposeFile {
+            sha256: crate::transaction::hex(&Sha256::digest(&bytes)),
+            ports,
+            unread: None,
+        },
+        Err(why) => unread(why),
     }
 }
 

@@ -90,6 +90,8 @@ pub(super) fn engine(version: &Value) -> Found {
 pub(super) fn info(info: &Value, found: &mut Found) {
     found.id = some_text(&info["ID"]);
     found.engine.firewall_backend = some_text(&info["FirewallBackend"]["Driver"]);
+    found.engine.root_dir = some_text(&info["DockerRootDir"]);
+    found.engine.swarm = info["Swarm"]["LocalNodeState"] == "active";
     found.engine.rootless = info["Rootless"].as_bool().unwrap_or(false)
         || items(&info["SecurityOptions"]).any(|option| text(option) == "name=rootless");
 }
@@ -177,7 +179,9 @@ fn container(json: &Value) -> Option<Container> {
         published,
         exposed,
         compose: compose(&json["Labels"]),
+        engine_sockets: Vec::new(),
     };
+    engine_sockets(json, &mut container);
     order(&mut container);
     Some(container)
 }
@@ -216,10 +220,30 @@ pub(super) fn inspect(json: &Value, container: &mut Container) {
     if container.compose.is_none() {
         container.compose = compose(&config["Labels"]);
     }
+    engine_sockets(json, container);
     order(container);
 }
 
+/// Mounts by which a container can talk to an engine: its socket, or a folder that holds it.
+fn engine_sockets(json: &Value, container: &mut Container) {
+    for mount in items(&json["Mounts"]) {
+        let source = text(&mount["Source"]);
+        let path = source.trim_end_matches('/');
+        let socket = path.ends_with("/docker.sock")
+            || path.ends_with("/podman.sock")
+            || path.ends_with("/containerd.sock");
+        let folder = matches!(
+            path,
+            "" | "/run" | "/var/run" | "/run/podman" | "/run/containerd"
+        ) && !source.is_empty();
+        if (socket || folder) && !container.engine_sockets.contains(&source) {
+            container.engine_sockets.push(source);
+        }
+    }
+}
+
 fn order(container: &mut Container) {
+    container.engine_sockets.sort();
     container.published.sort();
     container.published.dedup();
     container.exposed.sort();
@@ -291,6 +315,26 @@ pub(super) fn settings(json: &Value, engine: &mut Engine) {
     engine.ip6tables = json["ip6tables"].as_bool();
     engine.userland_proxy = json["userland-proxy"].as_bool();
     engine.default_ip = some_text(&json["ip"]).or(engine.default_ip.take());
+    engine.default_network_ip = some_text(
+        &json["default-network-opts"]["bridge"]["com.docker.network.bridge.host_binding_ipv4"],
+    );
+    engine.tls_verify = json["tlsverify"].as_bool();
+}
+
+/// Members of group `docker`, from the text of /etc/group.
+pub(super) fn members(group: &str) -> Vec<String> {
+    let line = group.lines().find_map(|line| line.strip_prefix("docker:"));
+    let mut names: Vec<String> = line
+        .and_then(|line| line.rsplit(':').next())
+        .unwrap_or_default()
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty() && *name != "root")
+        .map(|name| name.chars().take(64).collect())
+        .collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 #[cfg(test)]
@@ -466,6 +510,42 @@ mod tests {
         let podman =
             engine(&json!({"Version": "5.4.2", "Components": [{"Name": "Podman Engine"}]}));
         assert_eq!(podman.engine.kind, "podman");
+    }
+
+    #[test]
+    fn who_is_root_by_group_docker() {
+        let text = "root:x:0:\ndocker:x:999:zoe,adam,root\ndockerish:x:1:eve\n";
+        assert_eq!(members(text), ["adam", "zoe"]);
+        for none in ["", "docker:x:999:", "docker", "xdocker:x:1:eve"] {
+            assert_eq!(members(none), [""; 0], "{none:?}");
+        }
+    }
+
+    #[test]
+    fn sockets_that_containers_hold() {
+        let check = |source: &str, held: bool| {
+            let mut container = Container::default();
+            let json = json!({"Mounts": [{"Type": "bind", "Source": source}]});
+            engine_sockets(&json, &mut container);
+            assert_eq!(!container.engine_sockets.is_empty(), held, "{source}");
+        };
+        for source in [
+            "/var/run/docker.sock",
+            "/run/podman/podman.sock",
+            "/",
+            "/run",
+            "/var/run/",
+        ] {
+            check(source, true);
+        }
+        for source in [
+            "",
+            "/srv/docker.sock.d",
+            "/var/lib/docker/volumes/x/_data",
+            "/etc",
+        ] {
+            check(source, false);
+        }
     }
 
     #[test]

@@ -1,0 +1,369 @@
+//! Real engines of three generations of Docker, and Podman, on whole machines: where published ports are open
+//! before, that the audit says the same, and that afterwards only what the policy allows is open, from the
+//! Internet, from a neighbour with routes to the containers, and from a container. Case numbers are those of
+//! the table in SPECIFICATION.md.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+mod engines;
+
+use engines::{Engine, PORTCULLIS, SOON, check, has, ids, knock, own, says_open};
+use lab::{Machine, Release, address};
+use std::net::IpAddr;
+
+/// What differs between generations.
+struct Generation {
+    release: Release,
+    cli: &'static str,
+    /// `docker version` begins with it.
+    version: &'static str,
+    daemon_json: &'static str,
+    /// Containers' own addresses are open to neighbours with a route (Docker before 28).
+    direct: bool,
+}
+
+const KEPT_BY_POLICY: &str = r#"
+version = 1
+[[allow]]
+port = "ssh"
+from = "anywhere"
+[[allow]]
+port = 443
+from = "anywhere"
+[[allow]]
+port = 8080
+from = "lan"
+[[allow]]
+port = 8000
+from = "containers"
+"#;
+
+fn machine(generation: &Generation) -> Engine {
+    lab::require_root();
+    let of = Machine::of(generation.release);
+    let podman = generation.cli == "podman";
+    let of = if podman {
+        of.with_podman()
+    } else {
+        of.with_docker()
+    };
+    let name = format!("gen-{}", generation.version.replace('.', "-"));
+    let engine = Engine::new(of.boot(&name).unwrap(), generation.cli);
+    if podman {
+        engine.ok(&["systemctl", "enable", "--now", "podman.socket"]);
+    } else {
+        engine
+            .machine
+            .write("/etc/docker/daemon.json", generation.daemon_json)
+            .unwrap();
+        engine.ok(&["systemctl", "restart", "docker"]);
+    }
+    let version = engine.run(&["version", "--format", "{{.Server.Version}}"]);
+    assert!(version.trim().starts_with(generation.version), "{version}");
+    engine
+        .machine
+        .import_image_into(generation.cli, "web:1", "model")
+        .unwrap();
+    engine.ok(&["ufw", "allow", "22/tcp"]);
+    engine.ok(&["ufw", "--force", "enable"]);
+    engine
+}
+
+fn the_whole_way(generation: &Generation) {
+    let engine = machine(generation);
+    let podman = generation.cli == "podman";
+    let default = if podman { "podman" } else { "bridge" };
+    let (stranger, neighbour) = (&engine.machine.stranger, &engine.machine.neighbour);
+
+    engine.serve("ollama", &["-p", "11434:80"]);
+    engine.serve("https", &["-p", "443:80"]);
+    engine.serve("intern", &["-p", "8080:80"]);
+    engine.serve("local", &["-p", "127.0.0.1:3000:80"]);
+    engine.serve("lan-only", &["-p", "192.168.1.10:3100:80"]);
+    engine.serve("unpublished", &[]);
+    engine.run(&[
+        "network",
+        "create",
+        "--ipv6",
+        "--subnet",
+        "fd00:d0c::/64",
+        "six",
+    ]);
+    engine.serve("six", &["--network", "six", "-p", "9000:80"]);
+    let local = engine.address("local", default, "IPAddress");
+    let unpublished = engine.address("unpublished", default, "IPAddress");
+    let six4 = engine.address("six", "six", "IPAddress");
+    let six6 = engine.address("six", "six", "GlobalIPv6Address");
+    // The neighbour knows a way to every container network, as any neighbour may.
+    for (own, via) in [
+        (local, "192.168.1.10"),
+        (unpublished, "192.168.1.10"),
+        (six4, "192.168.1.10"),
+        (six6, "fd42:1::10"),
+    ] {
+        neighbour
+            .ip(&format!("route replace {own} via {via}\n"))
+            .unwrap();
+    }
+
+    // Before: UFW is on, and yet. Each knock next to what the audit says of it.
+    if podman {
+        // Podman lets routed packets in by rules ahead of UFW's, in a table of its own or not.
+        engine.ok(&["ufw", "default", "allow", "routed"]);
+    }
+    let audit = engine.audit();
+    let (server, server6) = (address::SERVER, address::SERVER_V6);
+    let lan = address::SERVER_LAN;
+    let direct = generation.direct;
+    let mut wrong = Vec::new();
+    for (case, who, to, port, open) in [
+        ("1", stranger, server, 11434, Some(true)),
+        ("1", neighbour, lan, 11434, Some(true)),
+        ("1", stranger, server, 443, Some(true)),
+        // No IPv6 in the network: Docker's proxy listens, and UFW filters INPUT.
+        ("2", stranger, server6, 11434, (!podman).then_some(false)),
+        ("3", stranger, server6, 9000, Some(true)),
+        ("3", stranger, server, 9000, Some(true)),
+        ("18", neighbour, local, 80, Some(direct)),
+        ("18", stranger, server, 3000, Some(false)),
+        ("22", stranger, lan, 3100, None),
+        ("22", neighbour, lan, 3100, Some(true)),
+        ("3", neighbour, six6, 80, None),
+        ("20", neighbour, unpublished, 80, None),
+    ] {
+        let seen = match open {
+            Some(open) => knock(who, to, port, open),
+            None => knock(who, to, port, false),
+        };
+        let said = says_open(&audit, to, port, own(who, to));
+        let from = who.name();
+        // Never a false "closed", and no "open" that is none.
+        if said.is_some_and(|said| said != seen) {
+            wrong.push(format!(
+                "{case}: {from} -> {to}:{port}: audit {said:?}, knock {seen}"
+            ));
+        }
+        if open.is_some_and(|open| open != seen) {
+            wrong.push(format!("{case}: {from} -> {to}:{port}: knock {seen}"));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{}\n{}",
+        wrong.join("\n"),
+        engine.rules().join("\n")
+    );
+    let expected: &[&str] = if direct {
+        &[
+            "docker-past-ufw",
+            "exposed-to-internet",
+            "container-address-reachable",
+        ]
+    } else {
+        &["docker-past-ufw", "exposed-to-internet"]
+    };
+    for id in expected {
+        assert!(has(&audit, id), "no {id} among {:?}", ids(&audit));
+    }
+    // Case 20: UFW lets routed packets through, as `ufw disable` does too.
+    engine.ok(&["ufw", "default", "allow", "routed"]);
+    if !podman {
+        check(neighbour, unpublished, 80, direct, "20");
+    }
+    engine.ok(&["ufw", "default", "deny", "routed"]);
+
+    let before = engine.rules();
+    engine
+        .machine
+        .write("/etc/portcullis/policy.toml", KEPT_BY_POLICY)
+        .unwrap();
+    let told = engine.apply(&[]);
+    assert!(told.contains("127.0.0.1:11434:80"), "{told}");
+    if podman {
+        // Whatever others say about routed packets: the guard holds.
+        engine.ok(&["ufw", "default", "allow", "routed"]);
+    }
+
+    // After: only what the policy allows, from each side.
+    let closed = |case: &str| {
+        for (who, to, port) in [
+            (stranger, server, 11434),
+            (stranger, server6, 11434),
+            (neighbour, lan, 11434),
+            (neighbour, address::SERVER_LAN_V6, 11434),
+            (stranger, server, 8080),
+            (stranger, server, 9000),
+            (stranger, server6, 9000),
+            (neighbour, address::SERVER_LAN_V6, 9000),
+            (stranger, server, 3000),
+            (stranger, lan, 3100),
+            (neighbour, lan, 3100),
+            (neighbour, local, 80),
+            (neighbour, unpublished, 80),
+            (neighbour, six4, 80),
+            (neighbour, six6, 80),
+        ] {
+            check(who, to, port, false, case);
+        }
+    };
+    closed("after apply");
+    check(stranger, server, 443, true, "allowed for anywhere");
+    check(neighbour, lan, 443, true, "allowed for anywhere");
+    check(neighbour, lan, 8080, true, "allowed for the LAN");
+
+    let _elsewhere = stranger
+        .http_server("elsewhere", "0.0.0.0:8001", "outside")
+        .unwrap();
+    from_inside(&engine, local, six4);
+    engine.nothing_to_do();
+
+    // Networks, containers and firewalls come and go.
+    engine.run(&["network", "create", "later"]);
+    engine.serve("late", &["--network", "later", "-p", "9100:80"]);
+    let late = engine.address("late", "later", "IPAddress");
+    neighbour
+        .ip(&format!("route replace {late} via 192.168.1.10\n"))
+        .unwrap();
+    engine.run(&["restart", "ollama", "https", "intern"]);
+    engine.ok(&["ufw", "reload"]);
+    check(stranger, server, 9100, false, "a network made later");
+    check(neighbour, late, 80, false, "a network made later");
+    assert!(
+        engine.fetches("late", "198.51.100.66".parse().unwrap(), 8001),
+        "a container made later reaches out"
+    );
+    closed("after restarts and a reload");
+    check(stranger, server, 443, true, "after restarts and a reload");
+    engine.run(&["rm", "-f", "late"]);
+    engine.run(&["network", "rm", "later"]);
+    if podman {
+        engine.ok(&["ufw", "default", "deny", "routed"]);
+    }
+
+    // Everything away again: nft, UFW and the engine as before.
+    let removed = engine.long(&[PORTCULLIS, "remove", "--yes"]);
+    assert!(removed.success(), "{}{}", removed.stdout, removed.stderr);
+    // Containers that were restarted may have changed places in the engine's chains.
+    let sorted = |rules: Vec<String>| -> Vec<Vec<String>> {
+        let lines = |text: String| {
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        rules.into_iter().map(lines).collect()
+    };
+    assert_eq!(sorted(engine.rules()), sorted(before));
+    check(stranger, server, 11434, true, "after remove");
+}
+
+/// From a container: out, to others of its network, to the host's services, to published ports.
+fn from_inside(engine: &Engine, local: IpAddr, six4: IpAddr) {
+    let machine = &engine.machine;
+    let stranger: IpAddr = address::STRANGER;
+    assert!(
+        engine.fetches("ollama", stranger, 8001),
+        "container -> outside"
+    );
+    assert!(
+        engine.fetches("ollama", local, 80),
+        "container -> container"
+    );
+    assert!(!engine.fetches("ollama", six4, 80) || engine.cli == "podman");
+    assert!(
+        !engine.fetches("ollama", address::SERVER, 9000),
+        "container -> a published port that the policy closes"
+    );
+    // A service of the host, allowed for containers only: also from a network made after the apply.
+    let _service = machine
+        .spawn(&["python3", "-m", "http.server", "8000", "--bind", "0.0.0.0"])
+        .unwrap();
+    let gateway: IpAddr = address::SERVER_LAN;
+    let end = std::time::Instant::now() + SOON;
+    while !engine.fetches("ollama", gateway, 8000) {
+        assert!(std::time::Instant::now() < end, "container -> host service");
+    }
+    engine.run(&["network", "create", "evening"]);
+    engine.serve("evening", &["--network", "evening"]);
+    assert!(
+        engine.fetches("evening", gateway, 8000),
+        "a container of a network made later -> host service"
+    );
+    engine.run(&["rm", "-f", "evening"]);
+    engine.run(&["network", "rm", "evening"]);
+    check(
+        &machine.stranger,
+        address::SERVER,
+        8000,
+        false,
+        "for containers only",
+    );
+    check(
+        &machine.neighbour,
+        gateway,
+        8000,
+        false,
+        "for containers only",
+    );
+    // The host itself uses what it publishes.
+    for port in ["11434", "3000"] {
+        engine.ok(&[
+            "curl",
+            "-sf",
+            "--max-time",
+            "5",
+            &format!("http://127.0.0.1:{port}/"),
+        ]);
+    }
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn docker_20_10_of_debian_12() {
+    the_whole_way(&Generation {
+        release: Release::Bookworm,
+        cli: "docker",
+        version: "20.10",
+        daemon_json: r#"{"ip6tables": true, "experimental": true}"#,
+        direct: true,
+    });
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn docker_26_1_of_debian_13() {
+    the_whole_way(&Generation {
+        release: Release::Trixie,
+        cli: "docker",
+        version: "26.1",
+        daemon_json: r#"{"ip6tables": true, "experimental": true}"#,
+        direct: true,
+    });
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn docker_28_5_of_unstable() {
+    the_whole_way(&Generation {
+        release: Release::Sid,
+        cli: "docker",
+        version: "28.5",
+        daemon_json: "{}",
+        direct: false,
+    });
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn podman_5_of_debian_13() {
+    the_whole_way(&Generation {
+        release: Release::Trixie,
+        cli: "podman",
+        version: "5.",
+        daemon_json: "",
+        direct: true,
+    });
+}
