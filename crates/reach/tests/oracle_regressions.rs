@@ -40,6 +40,26 @@ fn without_rp_filter_a_broadcast_address_gets_its_answer() {
 }
 
 #[test]
+fn the_copy_of_a_broadcast_answer_may_mark_its_connection() {
+    let save = "*mangle\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n\
+        -A PREROUTING ! -s 10.1.2.0/24 -p tcp -m rpfilter --loose -j CONNMARK --set-xmark 0x1/0xffffffff\n\
+        -A INPUT -p tcp -m connmark ! --mark 0x0/0xff -j DROP\nCOMMIT\n";
+    let (rules, mut net) = (host::rules(save), host());
+    let mut broadcast = host::route("192.168.7.255/32", 4, None);
+    broadcast.table = 255;
+    broadcast.kind = reach::RouteKind::Broadcast;
+    net.routes.push(broadcast);
+    let query = || tcp("eth0", "192.0.2.10", 22);
+    // Its SYN has no reverse route and is not marked; the answer, sent to the link, is heard by the host itself.
+    check(&rules, &net, query(), "192.168.7.255", "maybe");
+    check(&rules, &net, query(), "203.0.113.5", "closed");
+    // Without a test of the mark there is nothing to doubt.
+    let (kept, _) = save.split_once("-A INPUT").unwrap();
+    let rules = host::rules(&format!("{kept}COMMIT\n"));
+    check(&rules, &net, query(), "192.168.7.255", "open");
+}
+
+#[test]
 fn the_unspecified_address_reaches_the_host_but_is_not_forwarded() {
     let (rules, net) = (Ruleset::default(), host());
     check(&rules, &net, tcp("eth0", "2001:db8::10", 22), "::", "open");

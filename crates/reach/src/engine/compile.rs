@@ -18,6 +18,8 @@ pub(super) struct Compiled<'a> {
     pub(super) changes: Changes<'a>,
     /// Its rules change what rules of other tables see: marks, tracking, addresses.
     pub(super) writes: bool,
+    /// Its rules may set the mark of a connection.
+    pub(super) marks_connections: bool,
 }
 
 /// Sets that rules themselves change: what is not in them now may be in them when the packet comes.
@@ -141,6 +143,15 @@ impl<'a> Compiled<'a> {
                     | Statement::Unknown { .. }
             )
         });
+        let marks_connections = statements().any(|s| {
+            matches!(
+                s,
+                Statement::Assign {
+                    target: Target::CtMark,
+                    ..
+                } | Statement::Unknown { .. }
+            )
+        });
         for update in statements().filter_map(|s| match s {
             Statement::SetUpdate(update) if !update.ipset => Some(update),
             _ => None,
@@ -163,6 +174,7 @@ impl<'a> Compiled<'a> {
                 .collect(),
             changes,
             writes,
+            marks_connections,
         }
     }
     pub(super) fn chain(&self, index: usize) -> &'a Chain {

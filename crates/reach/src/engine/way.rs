@@ -799,6 +799,11 @@ impl<'a, T: Unit> Walk<'a, T> {
                 // This host's own answer to a broadcast address goes out on its link as a broadcast: seen.
                 Way::Broadcast(oif) => {
                     let mut packet = (*packet).clone();
+                    if self.engine.tables.iter().any(|t| t.marks_connections) {
+                        // A copy of it comes back in (ip_mc_output): as a looped packet of this connection, which
+                        // rpfilter lets pass, it runs through prerouting and input and may be given another mark.
+                        packet.ct_mark = None;
+                    }
                     let link = oif.and_then(|oif| names(net, &[oif]).pop());
                     packet.oif = link.unwrap_or(Dev::Unknown);
                     out.push(Flow::new(Rc::new(packet), part.set, node));

@@ -832,14 +832,17 @@ impl Gen<'_> {
         let mut parts = vec![];
         for _ in 0..1 + self.rng.below(3) {
             if let Some(m) = self.nft_match(family, place, sets) {
-                // Contradictions that `nft list` prints as something else (1.0.6, seen): `tcp dport < 80 tcp dport
-                // > 90` comes out as `!= 80-90`, `ip6 saddr … meta nfproto ipv4 reject` without the middle part.
+                // `nft list` prints `ip6 saddr … meta nfproto ipv4 reject` without the middle part (1.0.6, seen).
                 let both = |word: &str| {
                     m.contains(word) && parts.iter().any(|p: &String| p.contains(word))
                 };
-                if both("tcp dport") || both("nfproto") || both("saddr") && m.contains("ip6") {
+                if both("nfproto") || both("saddr") && m.contains("ip6") {
                     continue;
                 }
+                // ... and `tcp dport < 80 tcp dport > 90` as `!= 80-90`, so that both are in doubt.
+                let span = m.rsplit(' ').next().is_some_and(|last| last.contains('-'));
+                self.conditional |= m.contains("!=") && span;
+                self.conditional |= both("tcp dport") && m.contains(['<', '>']);
                 if m.contains("nfproto")
                     && family == "inet"
                     && parts.iter().any(|p| p.contains("ip6"))

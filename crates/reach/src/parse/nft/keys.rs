@@ -345,6 +345,16 @@ pub(super) fn field(value: &J<'_>, ty: Ty) -> Option<Field> {
     }
 }
 
+/// Whether a value is written as a range, `80-90`: not a prefix, not a name with a hyphen in it.
+pub(super) fn is_span(value: &J<'_>, ty: Ty) -> bool {
+    let Some(text) = value.text() else {
+        return value.get("range").is_some();
+    };
+    let halves = text.split_once('-');
+    halves.is_some_and(|(a, b)| scalar(a, ty).is_some() && scalar(b, ty).is_some())
+        && !matches!(scalar(text, ty), None | Some(Field::Name(_)))
+}
+
 fn span(first: Field, last: Field) -> Option<Field> {
     Some(match (first, last) {
         (Field::Addr(a, _), Field::Addr(_, b)) if a.is_ipv4() == b.is_ipv4() && a <= b => {

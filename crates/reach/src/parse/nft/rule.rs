@@ -430,6 +430,12 @@ impl Rule {
             self.learn(&key.clone(), *negate, &values.clone());
         }
         self.push(Statement::Match(found));
+        if negate && keys::is_span(right, ty) {
+            // Written `< 80 … > 5000`, which never holds, the rule is listed with the same words (1.0.6, seen).
+            self.push(unknown_match(
+                "(nft may hide that this never matches: `< A` and `> B` are listed as `!= A-B`)",
+            ));
+        }
         Some(())
     }
 
