@@ -16,9 +16,44 @@ fn check(text: &str) {
         let raw = run(NFT, &["--debug=netlink", "list", "ruleset"], "");
         let expressions = raw.lines().filter(|l| l.starts_with("  [ ")).count();
         assert_eq!(ours.stats.expressions, expressions, "expressions");
-        if let Some(difference) = difference(&ours.ruleset, &by_text()) {
+        if let Some(difference) = difference(&ours.ruleset, &without_doubts(by_text())) {
             panic!("{difference}");
         }
+    });
+}
+
+/// What nft's listing does not tell is in doubt for a reader of text; the kernel's own answer is not. So the text is
+/// compared without these doubts, and here is where each must be.
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn what_the_text_leaves_open_the_kernel_tells() {
+    for (rule, doubts) in [
+        ("tcp dport != 10-20 drop", 1),
+        // Never holds; listed as the one before.
+        ("tcp dport < 10 tcp dport > 20 drop", 1),
+        ("ip saddr 1.2.3.4 reject with tcp reset", 0),
+        ("reject with tcp reset", 1),
+        ("tcp dport 10-20 drop", 0),
+    ] {
+        in_new_namespace(move || {
+            run(NFT, &["-f", "-"], &table(rule));
+            assert_eq!(doubts_of(&kernel::filter().unwrap().ruleset), 0, "{rule}");
+            assert_eq!(doubts_of(&by_text()), doubts, "{rule}");
+        });
+    }
+    // The kernel's reader keeps apart what the text does not.
+    in_new_namespace(|| {
+        run(
+            NFT,
+            &["-f", "-"],
+            &table("tcp dport != 10-20 drop\ntcp dport < 10 tcp dport > 20 drop"),
+        );
+        let ours = kernel::filter().unwrap().ruleset;
+        let chain = ours.tables[0].chain("c").unwrap();
+        assert_ne!(chain.rules[0].statements, chain.rules[1].statements);
+        let text = by_text();
+        let chain = text.tables[0].chain("c").unwrap();
+        assert_eq!(chain.rules[0].statements, chain.rules[1].statements);
     });
 }
 
@@ -162,8 +197,7 @@ const ACTIONS: &[&str] = &[
     "jump other",
     "goto other",
     "reject",
-    // `reject with tcp reset` is not compared: nft leaves out a test of the IP version before it,
-    // so its text is in doubt where the kernel is not.
+    "reject with tcp reset",
     "reject with icmpx admin-prohibited",
     "reject with icmp host-unreachable",
     "reject with icmpv6 no-route",

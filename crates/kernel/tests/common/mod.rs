@@ -63,6 +63,26 @@ pub fn by_text() -> Ruleset {
     ruleset
 }
 
+/// A doubt about what nft left out of its listing.
+fn is_doubt(s: &Statement) -> bool {
+    matches!(s, Statement::Match(Match::Unknown { text }) if text.starts_with("(nft may hide"))
+}
+
+/// How many of these doubts the rules have.
+pub fn doubts_of(ruleset: &Ruleset) -> usize {
+    let statements = ruleset.rules().flat_map(|(_, r)| &r.statements);
+    statements.filter(|s| is_doubt(s)).count()
+}
+
+/// The rules as if nft's listing left nothing out.
+pub fn without_doubts(mut ruleset: Ruleset) -> Ruleset {
+    let chains = ruleset.tables.iter_mut().flat_map(|t| &mut t.chains);
+    for rule in chains.flat_map(|c| &mut c.rules) {
+        rule.statements.retain(|s| !is_doubt(s));
+    }
+    ruleset
+}
+
 /// What does not differ in meaning is made equal: see each step.
 pub fn normal(ruleset: &Ruleset) -> Ruleset {
     let mut out = ruleset.bare();

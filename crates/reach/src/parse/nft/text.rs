@@ -100,10 +100,12 @@ fn skip_block(lexer: &mut Lexer<'_>) -> bool {
 }
 
 fn broken(lexer: &Lexer<'_>, reader: &mut Reader) {
+    const TOLD: &str = "the dump breaks off: what is missing may do anything";
     let line = lexer.line();
-    reader
-        .notes
-        .add(line, "the dump breaks off: what is missing may do anything");
+    // Every block that is still open ends here: said once.
+    if reader.notes.list.last().is_none_or(|n| n.text != TOLD) {
+        reader.notes.add(line, TOLD);
+    }
     reader.lose(line);
 }
 
