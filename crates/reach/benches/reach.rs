@@ -153,14 +153,53 @@ fn flat_100k_rules_200_endpoints(bencher: Bencher<'_, '_>) {
     ask(bencher, &filter(vec![input(rules.collect())]), 1000..1200);
 }
 
-/// 100,000 rules `-s NET -j DROP`, then one that accepts; one question.
-#[divan::bench(sample_count = 5)]
-fn prefixes_only_100k_one_endpoint(bencher: Bencher<'_, '_>) {
+/// 100,000 rules `-s NET -j DROP`, then one that accepts.
+fn prefixes_only() -> Ruleset {
     let mut rules: Vec<Rule> = (0..100_000u32)
         .map(|n| rule(vec![from(scatter(n), scatter(n) | 0xff)], RuleVerdict::Drop))
         .collect();
     rules.push(rule(vec![], RuleVerdict::Accept));
-    ask(bencher, &filter(vec![input(rules)]), 80..81);
+    filter(vec![input(rules)])
+}
+
+/// One question to 100,000 prefixes: the three sets, and the witness of one client.
+#[divan::bench(sample_count = 5)]
+fn prefixes_only_100k_one_endpoint(bencher: Bencher<'_, '_>) {
+    let (rules, net) = (prefixes_only(), host());
+    let client: IpAddr = "203.0.113.9".parse().unwrap();
+    bencher.bench_local(|| {
+        let engine = Engine::new(World {
+            rules: &rules,
+            net: &net,
+        });
+        let decision = engine.decide(&query(80));
+        black_box(decision.piece(client));
+        black_box(decision.admitted().count());
+    });
+}
+
+/// The same, with the witness of each of the 100,000 deciding rules in words.
+#[divan::bench(sample_count = 5)]
+fn prefixes_only_100k_and_every_witness(bencher: Bencher<'_, '_>) {
+    ask(bencher, &prefixes_only(), 80..81);
+}
+
+/// 10,000 and 100,000 rules: ten times as many may cost about ten times as much.
+#[divan::bench(sample_count = 5, args = [10_000, 100_000])]
+fn flat_rules_one_endpoint(bencher: Bencher<'_, '_>, count: u32) {
+    let rules = (0..count).map(|n| {
+        let port = cmp(Key::Dport, Values::int(1000 + u64::from(n % 200)));
+        let net = scatter(n);
+        rule(
+            vec![
+                from(net, net | 0xff),
+                cmp(Key::L4Proto, Values::int(6)),
+                port,
+            ],
+            RuleVerdict::Accept,
+        )
+    });
+    ask(bencher, &filter(vec![input(rules.collect())]), 1000..1001);
 }
 
 /// A set of 100,000 networks dropped, then 1,000 jumps of half of the Internet each; one question.
@@ -272,33 +311,57 @@ fn kube_proxy_20k_chains_one_endpoint(bencher: Bencher<'_, '_>) {
     ask(bencher, &rules, 25_000..25_001);
 }
 
-/// A usual host: 300 rules, 20 ports, 5 ingress zones.
+/// A usual host as people have it: UFW, Docker and fail2ban as they dump themselves (some 250 rules of both
+/// families), five links, 20 ports asked about from each; one engine, as an audit has it.
 #[divan::bench]
 fn usual_host_20_endpoints_5_zones(bencher: Bencher<'_, '_>) {
-    let rules: Vec<Rule> = (0..300u32)
-        .map(|n| {
-            let port = Values::int(u64::from(1000 + n % 40));
-            rule(
-                vec![
-                    from(scatter(n), scatter(n) | 0xff),
-                    cmp(Key::L4Proto, Values::int(6)),
-                    cmp(Key::Dport, port),
-                ],
-                RuleVerdict::Accept,
-            )
-        })
-        .collect();
-    let rules = filter(vec![input(rules)]);
-    let net = host();
+    let file = |name: &str| {
+        let path = format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(path).unwrap()
+    };
+    let (save, save6) = (
+        file("docker20.iptables-save"),
+        file("docker20.ip6tables-save"),
+    );
+    let (rules, _) = reach::parse::combine(reach::parse::Dumps {
+        iptables: Some(&save),
+        ip6tables: Some(&save6),
+        ..Default::default()
+    });
+    let mut net = host();
+    let mut links = vec!["eth0".to_string()];
+    for (index, name, address) in [
+        (3, "docker0", "172.17.0.1/16"),
+        (4, "br-43a007d9a37e", "172.18.0.1/16"),
+        (5, "tailscale0", "100.64.0.5/32"),
+        (6, "eth1", "192.168.7.1/24"),
+    ] {
+        let mut link = net.interfaces[1].clone();
+        (link.index, link.name) = (index, name.to_string());
+        let address: ipnet::IpNet = address.parse().unwrap();
+        link.addresses[0].net = address;
+        let mut route = net.routes[0].clone();
+        (route.dst, route.nexthops[0].oif) = (address.trunc(), index);
+        net.interfaces.push(link);
+        net.routes.push(route);
+        links.push(name.to_string());
+    }
+    net.routes
+        .sort_by_key(|r| std::cmp::Reverse(r.dst.prefix_len()));
+    let ports = [
+        22, 80, 443, 2222, 3000, 3306, 5000, 5432, 6000, 6379, 8000, 8080, 8081, 8265, 8888, 9000,
+        9090, 9100, 11434, 27017,
+    ];
     bencher.bench_local(|| {
-        for port in 1000..1020 {
-            for _ in 0..5 {
-                // As a caller without an engine of its own asks.
-                let world = World {
-                    rules: &rules,
-                    net: &net,
-                };
-                black_box(reach::reach(world, &query(port)));
+        let engine = Engine::new(World {
+            rules: &rules,
+            net: &net,
+        });
+        for ingress in &links {
+            for port in ports {
+                let mut query = query(port);
+                query.ingress.clone_from(ingress);
+                black_box(engine.reach(&query));
             }
         }
     });

@@ -9,6 +9,7 @@ use crate::*;
 
 mod answer;
 mod compile;
+mod ledger;
 mod lookup;
 mod map;
 mod matching;
@@ -19,7 +20,9 @@ mod walk;
 mod way;
 
 use answer::Best;
+pub use answer::Decision;
 use compile::{Changes, Compiled, Hooked};
+use ledger::Ledger;
 use lookup::Cache;
 use packet::{Dev, Packet, Track};
 use route::Routing;
@@ -89,15 +92,21 @@ impl<'a> Engine<'a> {
         )
     }
 
-    /// Who can open the connection asked about, and why.
+    /// Who can open the connection asked about, and why: everything in words.
     pub fn reach(&self, query: &Query) -> Answer {
+        self.decide(query).answer()
+    }
+
+    /// Who can open the connection asked about; why, for whom one asks later.
+    pub fn decide(&self, query: &Query) -> Decision<'_> {
+        let tables = &self.short().tables;
         match query.dst {
-            IpAddr::V4(_) => self.reach_side(&self.v4, query),
-            IpAddr::V6(_) => self.reach_side(&self.v6, query),
+            IpAddr::V4(_) => self.reach_side(&self.v4, query).decide(tables),
+            IpAddr::V6(_) => self.reach_side(&self.v6, query).decide(tables),
         }
     }
 
-    fn reach_side<T: Unit>(&self, side: &Side<'a, T>, query: &Query) -> Answer {
+    fn reach_side<T: Unit>(&self, side: &Side<'a, T>, query: &Query) -> Best<T> {
         let first = Packet {
             ip: Ipv::of(query.dst),
             proto: query.proto.number(),
@@ -133,15 +142,17 @@ impl<'a> Engine<'a> {
 
     /// Walks the base chains of one hook alone, as far as its question says what the packet is.
     pub fn walk_hook(&self, query: &HookQuery) -> Answer {
+        let tables = &self.short().tables;
         let v4 = query.dst.map_or(!query.ipv6, |a| a.is_ipv4());
-        if v4 {
-            self.hook_side(&self.v4, query, Ipv::V4)
+        let decision = if v4 {
+            self.hook_side(&self.v4, query, Ipv::V4).decide(tables)
         } else {
-            self.hook_side(&self.v6, query, Ipv::V6)
-        }
+            self.hook_side(&self.v6, query, Ipv::V6).decide(tables)
+        };
+        decision.answer()
     }
 
-    fn hook_side<T: Unit>(&self, side: &Side<'a, T>, query: &HookQuery, ip: Ipv) -> Answer {
+    fn hook_side<T: Unit>(&self, side: &Side<'a, T>, query: &HookQuery, ip: Ipv) -> Best<T> {
         let forward = query.hook == Hook::Forward;
         let device = |name: &Option<String>| name.as_deref().map_or(Dev::Unknown, Dev::is);
         let state = match query.state {
@@ -233,7 +244,7 @@ impl<'a> Engine<'a> {
         first: Packet,
         universe: Ivs<T>,
         go: impl Fn(&mut Walk<'_, T>, Packet, Ivs<T>) -> Ivs<T>,
-    ) -> Answer {
+    ) -> Best<T> {
         let mut best = Best::new(universe);
         let shapes: &[bool] = if self.next_header && T::BITS == 128 {
             &[false, true]
@@ -252,19 +263,19 @@ impl<'a> Engine<'a> {
                 let mut walk = self.walk(side);
                 let passed = go(&mut walk, packet, sources.clone());
                 let found = walk.settle(&sources, &passed);
-                let note = (tries > 0 && !unknown).then(|| Self::port_note(port));
-                best.add(&walk, found, note.as_deref());
+                let window = walk.window;
+                best.add(walk, found, (tries > 0 && !unknown).then_some(port));
                 if first.far_port.is_some() || unknown || best.open().is_empty() {
                     break;
                 }
-                seen.push((walk.window.first.into(), walk.window.last.into()));
+                seen.push((window.first.into(), window.last.into()));
                 match unseen(&seen) {
                     Some(next) => port = next,
                     None => break,
                 }
             }
         }
-        best.answer()
+        best
     }
 
     fn walk<'w, T: Unit>(&'w self, side: &'w Side<'a, T>) -> Walk<'w, T> {
@@ -278,8 +289,7 @@ impl<'a> Engine<'a> {
                 last: u16::MAX,
             },
             trace: Trace::new(),
-            drops: vec![],
-            accepts: vec![],
+            ledger: Ledger::new(),
             passes: vec![],
             budget: BUDGET,
         }

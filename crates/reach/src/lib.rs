@@ -75,7 +75,7 @@ pub mod parse;
 mod query;
 
 pub use addrset::AddrSet;
-pub use engine::{Engine, reach, walk_hook};
+pub use engine::{Decision, Engine, reach, walk_hook};
 pub use faults::{Fault, FaultKind, faults};
 pub use ir::{Backend, Ruleset};
 pub use net::*;

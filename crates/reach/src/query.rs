@@ -158,7 +158,7 @@ pub struct Piece {
 }
 
 /// Where a connection ends up.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "to")]
 pub enum Delivery {
     /// A socket on this host.

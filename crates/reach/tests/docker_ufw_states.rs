@@ -28,7 +28,7 @@ const NEIGHBOUR: &str = "192.0.2.77";
 
 /// The place in a dump behind a line, which is there.
 fn behind(dump: &str, line: &str) -> usize {
-    dump.find(line).expect(line) + line.len()
+    dump.find(line).unwrap_or_else(|| panic!("{line}")) + line.len()
 }
 
 /// Rules at the end of their chains in the filter table; chains (`:NAME`) come in where chains are.

@@ -1,12 +1,16 @@
-//! From may-pass and may-be-dropped to the answer, with a witness for every part.
-use super::Engine;
-use super::packet::Packet;
-use super::trace::Node;
-use super::walk::{Record, Walk};
-use crate::intervals::{self, Ivs, Pending, Unit};
-use crate::{Answer, Delivery, Piece, Verdict};
+//! From may-pass and may-be-dropped to the answer, with a witness for every part that is asked for.
+use std::collections::HashMap;
+use std::net::IpAddr;
 
-/// What one walk found, with the records it was found by.
+use super::compile::Compiled;
+use super::ledger::{Ledger, Record};
+use super::packet::Packet;
+use super::trace::{Entry, Node, ROOT, Trace};
+use super::walk::Walk;
+use crate::intervals::{self, Ivs, Pending, Unit};
+use crate::{AddrSet, Answer, Delivery, Piece, Step, Verdict};
+
+/// What one walk found.
 pub(super) struct Found<T> {
     pub(super) admitted: Ivs<T>,
     pub(super) conditional: Ivs<T>,
@@ -16,160 +20,329 @@ pub(super) struct Found<T> {
 impl<T: Unit> Walk<'_, T> {
     /// Splits `universe` by what may happen. `passed`: who may get all the way through.
     pub(super) fn settle(&self, universe: &[(T, T)], passed: &[(T, T)]) -> Found<T> {
-        let dropped: Ivs<T> = self
-            .drops
-            .iter()
-            .flat_map(|r| r.set.iter().copied())
-            .collect();
-        let dropped = intervals::normalise(dropped);
+        let dropped = intervals::normalise(self.ledger.dropped());
         Found {
             admitted: intervals::subtract(passed, &dropped),
             conditional: intervals::intersect(passed, &dropped),
             blocked: intervals::subtract(universe, passed),
         }
     }
+}
 
-    /// Pieces for parts of what this walk found.
-    pub(super) fn pieces(&self, found: &Found<T>, note: Option<&str>) -> Vec<Piece> {
-        let mut out = Pieces {
-            walk: self,
-            note,
-            list: vec![],
+/// Adds up what is found for several choices of the client: it takes the best one.
+pub(super) struct Best<T> {
+    universe: Ivs<T>,
+    admitted: Ivs<T>,
+    conditional: Ivs<T>,
+    walks: Vec<Walked<T>>,
+}
+
+/// A walk that is over: what it found and no walk before it, and why.
+pub(super) struct Walked<T> {
+    found: Found<T>,
+    ledger: Ledger<T>,
+    trace: Trace,
+    /// The source port that the client has to choose.
+    port: Option<u16>,
+}
+
+impl<T: Unit> Best<T> {
+    pub(super) fn new(universe: Ivs<T>) -> Self {
+        Best {
+            universe,
+            admitted: vec![],
+            conditional: vec![],
+            walks: vec![],
+        }
+    }
+    /// Whom no choice so far surely admits.
+    pub(super) fn open(&self) -> Ivs<T> {
+        intervals::subtract(&self.universe, &self.admitted)
+    }
+    pub(super) fn add(&mut self, walk: Walk<'_, T>, found: Found<T>, port: Option<u16>) {
+        let first = self.walks.is_empty();
+        let found = Found {
+            conditional: intervals::subtract(&found.conditional, &self.conditional),
+            blocked: if first { found.blocked } else { vec![] },
+            admitted: found.admitted,
         };
-        out.admitted(&found.admitted);
-        out.conditional(&found.conditional);
-        out.blocked(&found.blocked);
-        out.join()
+        self.admitted = intervals::union(&self.admitted, &found.admitted);
+        self.conditional = intervals::union(&self.conditional, &found.conditional);
+        if first || !found.admitted.is_empty() || !found.conditional.is_empty() {
+            self.walks.push(Walked {
+                found,
+                ledger: walk.ledger,
+                trace: walk.trace,
+                port,
+            });
+        }
+    }
+    pub(super) fn decide<'e>(self, tables: &'e [Compiled<'e>]) -> Decision<'e>
+    where
+        Walks: From<Vec<Walked<T>>>,
+    {
+        let conditional = intervals::subtract(&self.conditional, &self.admitted);
+        let open = intervals::union(&self.admitted, &conditional);
+        Decision {
+            admitted: T::into_set(self.admitted),
+            conditional: T::into_set(conditional),
+            blocked: T::into_set(intervals::subtract(&self.universe, &open)),
+            tables,
+            walks: self.walks.into(),
+        }
     }
 }
 
-struct Pieces<'w, 'a, T> {
-    walk: &'w Walk<'a, T>,
-    /// A step that goes before all others: the source port that the client has to choose.
-    note: Option<&'w str>,
-    list: Vec<(Ivs<T>, Verdict, Option<Delivery>, Node)>,
+/// The walks of either family.
+pub(super) enum Walks {
+    V4(Vec<Walked<u32>>),
+    V6(Vec<Walked<u128>>),
 }
 
-/// The last rule that accepted is the one that let it in; policies only where no rule did.
-fn accepts<'w, T>(walk: &'w Walk<'_, T>) -> Vec<&'w Record<T>> {
-    let rules = walk.accepts.iter().rev().filter(|r| r.explicit);
-    rules
-        .chain(walk.accepts.iter().rev().filter(|r| !r.explicit))
-        .collect()
+impl From<Vec<Walked<u32>>> for Walks {
+    fn from(walks: Vec<Walked<u32>>) -> Self {
+        Walks::V4(walks)
+    }
 }
 
-impl<T: Unit> Pieces<'_, '_, T> {
-    fn admitted(&mut self, set: &[(T, T)]) {
-        let mut left = Pending::new(set.to_vec());
-        for record in accepts(self.walk) {
+impl From<Vec<Walked<u128>>> for Walks {
+    fn from(walks: Vec<Walked<u128>>) -> Self {
+        Walks::V6(walks)
+    }
+}
+
+/// What the engine decided, before anything of it is put into words: the three sets at once, a witness for whom it is
+/// asked. With 100,000 deciding rules the words cost more than the answer.
+pub struct Decision<'e> {
+    admitted: AddrSet,
+    conditional: AddrSet,
+    blocked: AddrSet,
+    tables: &'e [Compiled<'e>],
+    walks: Walks,
+}
+
+impl Decision<'_> {
+    /// Sources that can surely open a connection.
+    pub fn admitted(&self) -> &AddrSet {
+        &self.admitted
+    }
+    /// Sources for which the rules leave it open; treat as "maybe open".
+    pub fn conditional(&self) -> &AddrSet {
+        &self.conditional
+    }
+    /// Sources that surely cannot.
+    pub fn blocked(&self) -> &AddrSet {
+        &self.blocked
+    }
+    /// Who decided about one source, and about whom else in the same way; `None` for one that was not asked about.
+    pub fn piece(&self, source: IpAddr) -> Option<Piece> {
+        match &self.walks {
+            Walks::V4(walks) => self.piece_of(walks, source),
+            Walks::V6(walks) => self.piece_of(walks, source),
+        }
+    }
+    /// Everything in words: a piece for every part of the three sets.
+    pub fn answer(self) -> Answer {
+        let mut pieces = match &self.walks {
+            Walks::V4(walks) => self.pieces(walks),
+            Walks::V6(walks) => self.pieces(walks),
+        };
+        pieces.sort_by_cached_key(|p| p.sources.first());
+        Answer {
+            admitted: self.admitted,
+            conditional: self.conditional,
+            blocked: self.blocked,
+            pieces,
+        }
+    }
+
+    fn whole(&self, verdict: Verdict) -> &AddrSet {
+        match verdict {
+            Verdict::Accept => &self.admitted,
+            Verdict::Conditional => &self.conditional,
+            Verdict::Drop | Verdict::Reject => &self.blocked,
+        }
+    }
+
+    /// What is left of a part when a later walk found better.
+    fn left<T: Unit>(&self, part: &mut Part<T>, walks: &[Walked<T>]) {
+        if walks.len() > 1 {
+            let whole = T::half(self.whole(part.verdict));
+            if !intervals::is_subset(&part.set, whole) {
+                part.set = intervals::intersect(&part.set, whole);
+            }
+        }
+    }
+
+    fn pieces<T: Unit>(&self, walks: &[Walked<T>]) -> Vec<Piece> {
+        let mut out = vec![];
+        for walked in walks {
+            for mut part in walked.parts() {
+                self.left(&mut part, walks);
+                if !part.set.is_empty() {
+                    out.push(walked.tell(part, self.tables));
+                }
+            }
+        }
+        out
+    }
+
+    fn piece_of<T: Unit>(&self, walks: &[Walked<T>], source: IpAddr) -> Option<Piece> {
+        let at = T::from_ip(source)?;
+        walks.iter().find_map(|walked| {
+            let holds = |part: &Part<T>| intervals::contains(&part.set, at);
+            let mut parts = walked.parts().into_iter().filter(holds).map(|mut part| {
+                self.left(&mut part, walks);
+                part
+            });
+            let part = parts.find(holds)?;
+            Some(walked.tell(part, self.tables))
+        })
+    }
+}
+
+/// Clients with the same fate for the same reason.
+struct Part<T> {
+    set: Ivs<T>,
+    verdict: Verdict,
+    delivered: Option<Delivery>,
+    node: Node,
+}
+
+impl<T: Unit> Walked<T> {
+    fn parts(&self) -> Vec<Part<T>> {
+        let mut out = Parts {
+            walked: self,
+            list: vec![],
+        };
+        out.admitted();
+        out.conditional();
+        out.blocked();
+        out.join()
+    }
+
+    /// A part in words.
+    fn tell(&self, part: Part<T>, tables: &[Compiled<'_>]) -> Piece {
+        let mut witness = self.trace.witness(part.node, tables);
+        if let Some(port) = self.port {
+            let text = format!("from source port {port}, which the client may choose");
+            witness.path.insert(0, Step { at: None, text });
+        }
+        let conditions = match part.verdict {
+            Verdict::Conditional => self.trace.conditions(part.node),
+            _ => vec![],
+        };
+        Piece {
+            sources: T::into_set(part.set),
+            verdict: part.verdict,
+            delivered: part.delivered,
+            witness,
+            conditions,
+        }
+    }
+
+    /// The last rule that accepted is the one that let it in; policies only where no rule did.
+    fn accepts(&self) -> Vec<&Record> {
+        let rules = self.ledger.accepts.iter().rev().filter(|r| r.explicit);
+        rules
+            .chain(self.ledger.accepts.iter().rev().filter(|r| !r.explicit))
+            .collect()
+    }
+}
+
+struct Parts<'w, T> {
+    walked: &'w Walked<T>,
+    list: Vec<Part<T>>,
+}
+
+impl<T: Unit> Parts<'_, T> {
+    fn push(&mut self, set: Ivs<T>, verdict: Verdict, delivered: Option<Delivery>, node: Node) {
+        if !set.is_empty() {
+            self.list.push(Part {
+                set,
+                verdict,
+                delivered,
+                node,
+            });
+        }
+    }
+
+    fn admitted(&mut self) {
+        let mut left = Pending::new(self.walked.found.admitted.clone());
+        for record in self.walked.accepts() {
             if left.is_empty() {
                 return;
             }
-            let part = left.take(&record.set);
+            let part = left.take(self.walked.ledger.of(record));
             if !part.is_empty() {
                 let to = record.packet.as_deref().and_then(delivery);
-                self.list.push((part, Verdict::Accept, to, record.node));
+                self.push(part, Verdict::Accept, to, record.node);
             }
         }
-        let rest = left.into_intervals();
-        if !rest.is_empty() {
-            self.list
-                .push((rest, Verdict::Accept, None, super::trace::ROOT));
-        }
+        self.push(left.into_intervals(), Verdict::Accept, None, ROOT);
     }
 
-    fn blocked(&mut self, set: &[(T, T)]) {
-        let mut left = Pending::new(set.to_vec());
+    fn blocked(&mut self) {
+        let walked = self.walked;
+        let mut left = Pending::new(walked.found.blocked.clone());
         for sure in [true, false] {
-            for record in &self.walk.drops {
+            for record in &walked.ledger.drops {
                 if left.is_empty() {
                     return;
                 }
-                if self.walk.trace.is_sure(record.node) != sure {
-                    continue;
-                }
-                let part = left.take(&record.set);
-                if !part.is_empty() {
-                    self.list.push((part, record.verdict, None, record.node));
+                if walked.trace.is_sure(record.node) == sure {
+                    let part = left.take(walked.ledger.of(record));
+                    self.push(part, record.verdict, None, record.node);
                 }
             }
         }
-        let rest = left.into_intervals();
-        if !rest.is_empty() {
-            self.list
-                .push((rest, Verdict::Drop, None, super::trace::ROOT));
-        }
+        self.push(left.into_intervals(), Verdict::Drop, None, ROOT);
     }
 
-    fn conditional(&mut self, set: &[(T, T)]) {
-        let mut left = Pending::new(set.to_vec());
-        let accepts = accepts(self.walk);
-        let records: Vec<&Record<T>> = self
-            .walk
-            .drops
-            .iter()
-            .chain(accepts.iter().copied())
-            .collect();
+    fn conditional(&mut self) {
+        let walked = self.walked;
+        let mut left = Pending::new(walked.found.conditional.clone());
+        let accepts = walked.accepts();
+        let drops = walked.ledger.drops.iter();
+        let records: Vec<&Record> = drops.chain(accepts.iter().copied()).collect();
         // First what is undecided in itself, then what is only one of several ways.
         for sure in [false, true] {
             for record in &records {
                 if left.is_empty() {
                     return;
                 }
-                if self.walk.trace.is_sure(record.node) != sure || left.is_disjoint(&record.set) {
+                let set = walked.ledger.of(record);
+                if walked.trace.is_sure(record.node) != sure || left.is_disjoint(set) {
                     continue;
                 }
-                let part = left.take(&record.set);
+                let part = left.take(set);
                 let to = accepts
                     .iter()
-                    .find(|a| !intervals::intersect(&a.set, &part).is_empty());
+                    .find(|a| !intervals::intersect(walked.ledger.of(a), &part).is_empty());
                 let to = to.and_then(|a| a.packet.as_deref()).and_then(delivery);
-                self.list
-                    .push((part, Verdict::Conditional, to, record.node));
+                self.push(part, Verdict::Conditional, to, record.node);
             }
         }
-        let rest = left.into_intervals();
-        if !rest.is_empty() {
-            self.list
-                .push((rest, Verdict::Conditional, None, super::trace::ROOT));
-        }
+        self.push(left.into_intervals(), Verdict::Conditional, None, ROOT);
     }
 
-    /// Pieces with the same verdict, witness and delivery become one.
-    fn join(self) -> Vec<Piece> {
-        let mut index = std::collections::HashMap::new();
-        let mut joined: Vec<(Ivs<T>, Verdict, Option<Delivery>, Node)> = vec![];
-        for (set, verdict, to, node) in self.list {
-            let key = (verdict, node, to.as_ref().map(|d| format!("{d:?}")));
+    /// Parts with the same verdict, reason and delivery become one.
+    fn join(self) -> Vec<Part<T>> {
+        let mut index: HashMap<(Verdict, &Entry, Option<Delivery>), usize> = HashMap::new();
+        let mut joined: Vec<Part<T>> = vec![];
+        for part in self.list {
+            let reason = self.walked.trace.entry(part.node);
+            let key = (part.verdict, reason, part.delivered.clone());
             let at = *index.entry(key).or_insert(joined.len());
             match joined.get_mut(at) {
-                Some(known) => known.0.extend(set),
-                None => joined.push((set, verdict, to, node)),
+                Some(known) => known.set.extend(part.set),
+                None => joined.push(part),
             }
         }
-        let tables = &self.walk.engine.tables;
-        let piece = |(set, verdict, delivered, node)| {
-            let mut witness = self.walk.trace.witness(node, tables);
-            if let Some(note) = self.note {
-                let step = crate::Step {
-                    at: None,
-                    text: note.to_string(),
-                };
-                witness.path.insert(0, step);
-            }
-            let conditions = match verdict {
-                Verdict::Conditional => self.walk.trace.conditions(node),
-                _ => vec![],
-            };
-            Piece {
-                sources: T::into_set(intervals::normalise(set)),
-                verdict,
-                delivered,
-                witness,
-                conditions,
-            }
-        };
-        joined.into_iter().map(piece).collect()
+        for part in &mut joined {
+            part.set = intervals::normalise(std::mem::take(&mut part.set));
+        }
+        joined
     }
 }
 
@@ -191,83 +364,4 @@ fn delivery(packet: &Packet) -> Option<Delivery> {
         },
         None => Delivery::Local { address, port },
     })
-}
-
-/// Adds up the answers for several choices of the client: it takes the best one.
-pub(super) struct Best<T> {
-    universe: Ivs<T>,
-    admitted: Ivs<T>,
-    conditional: Ivs<T>,
-    /// Blocked ones are those of the first choice.
-    pieces: Vec<Piece>,
-    first: bool,
-}
-
-impl<T: Unit> Best<T> {
-    pub(super) fn new(universe: Ivs<T>) -> Self {
-        Best {
-            universe,
-            admitted: vec![],
-            conditional: vec![],
-            pieces: vec![],
-            first: true,
-        }
-    }
-    /// Whom no choice so far surely admits.
-    pub(super) fn open(&self) -> Ivs<T> {
-        intervals::subtract(&self.universe, &self.admitted)
-    }
-    pub(super) fn add(&mut self, walk: &Walk<'_, T>, found: Found<T>, note: Option<&str>) {
-        let new = Found {
-            conditional: intervals::subtract(&found.conditional, &self.conditional),
-            blocked: if self.first { found.blocked } else { vec![] },
-            admitted: found.admitted,
-        };
-        self.admitted = intervals::union(&self.admitted, &new.admitted);
-        self.conditional = intervals::union(&self.conditional, &new.conditional);
-        let pieces = walk.pieces(&new, note);
-        if self.first {
-            // Not copied: there may be 100,000 of them.
-            self.pieces = pieces;
-        } else {
-            self.pieces.extend(pieces);
-        }
-        self.first = false;
-    }
-    pub(super) fn answer(self) -> Answer {
-        let conditional = intervals::subtract(&self.conditional, &self.admitted);
-        let open = intervals::union(&self.admitted, &conditional);
-        let blocked = intervals::subtract(&self.universe, &open);
-        let (admitted, conditional, blocked) = (
-            T::into_set(self.admitted),
-            T::into_set(conditional),
-            T::into_set(blocked),
-        );
-        let mut pieces = self.pieces;
-        pieces.retain_mut(|piece| {
-            let whole = match piece.verdict {
-                Verdict::Accept => &admitted,
-                Verdict::Conditional => &conditional,
-                Verdict::Drop | Verdict::Reject => &blocked,
-            };
-            if !piece.sources.is_subset(whole) {
-                piece.sources = piece.sources.intersect(whole);
-            }
-            !piece.sources.is_empty()
-        });
-        pieces.sort_by_cached_key(|p| p.sources.first());
-        Answer {
-            admitted,
-            conditional,
-            blocked,
-            pieces,
-        }
-    }
-}
-
-impl Engine<'_> {
-    /// The text of a step that names the client's port.
-    pub(super) fn port_note(port: u16) -> String {
-        format!("from source port {port}, which the client may choose")
-    }
 }

@@ -30,7 +30,7 @@ pub(super) enum What {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Entry {
+pub(super) struct Entry {
     parent: Node,
     what: What,
     /// What it depends on, where it is not sure.
@@ -95,14 +95,26 @@ impl Trace {
             known: HashMap::default(),
         }
     }
-    /// The step after `parent`; the same step has the same number.
-    pub(super) fn step(&mut self, parent: Node, what: What, conditions: &[String]) -> Node {
-        let entry = Entry {
+    fn after(&self, parent: Node, what: What, conditions: &[String]) -> Entry {
+        Entry {
             parent,
             what,
             sure: conditions.is_empty() && self.is_sure(parent),
             conditions: conditions.to_vec(),
-        };
+        }
+    }
+    /// A last step, which no other comes after. It has a number of its own: not looked for, since they are many.
+    pub(super) fn leaf(&mut self, parent: Node, what: What, conditions: &[String]) -> Node {
+        let entry = self.after(parent, what, conditions);
+        self.entries.push(entry);
+        self.entries.len() as Node - 1
+    }
+    pub(super) fn entry(&self, node: Node) -> &Entry {
+        &self.entries[node as usize]
+    }
+    /// The step after `parent`; the same step has the same number.
+    pub(super) fn step(&mut self, parent: Node, what: What, conditions: &[String]) -> Node {
+        let entry = self.after(parent, what, conditions);
         let node = self.entries.len() as Node;
         match self.known.entry(entry) {
             Occupied(known) => *known.get(),

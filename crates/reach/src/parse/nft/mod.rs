@@ -1,11 +1,14 @@
 //! `nft list ruleset`, as text and as JSON.
+mod block;
 mod expr;
+mod field;
 mod json;
 mod keys;
 mod lex;
 mod print;
 mod rule;
 mod sets;
+mod statement;
 mod text;
 mod tree;
 
@@ -226,7 +229,7 @@ impl Reader {
         rule.counters = rule.counters.or(decoded.counters);
         for text in decoded.texts {
             // JSON has no form for anonymous chains and falls back to the text.
-            let (list, _) = text::statements(&text, self, place);
+            let (list, _) = text::chain::statements(&text, self, place);
             let decoded = rule::decode(&list, family);
             rule.statements.extend(decoded.statements);
         }
