@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! transact apply PLAN.json STATE WITHIN_MS [FAULT]
+//! transact apply-anyway …               the same, although it locks out who is connected
 //! transact wait STATE ID
 //! transact confirm STATE [FAULT]       (a caller with a console)
 //! transact rollback STATE purge|keep [FAULT]
@@ -12,7 +13,8 @@
 //! transact facts                        hash of the facts
 //! ```
 //! FAULT is `kill:N` (SIGKILL at the Nth place), `fail:N` (an I/O error there), `full:N` (no room on
-//! the disk from there on) or `count` (prints how many places there were).
+//! the disk from there on) or `count` (prints how many places there were). `TRANSACT_EXE` names
+//! another program to be the watchdog.
 
 use host::transaction::{
     self, ApplyOptions, Caller, Confirm, Event, Faults, NoFaults, Progress, RollbackOptions,
@@ -110,7 +112,7 @@ fn main() -> ExitCode {
 fn run(args: &[String]) -> Result<String, Box<dyn std::error::Error>> {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let text = match words.as_slice() {
-        ["apply", plan, state, within, ..] => {
+        [word @ ("apply" | "apply-anyway"), plan, state, within, ..] => {
             let mut plan: Plan = serde_json::from_slice(&std::fs::read(plan)?)?;
             let observe = host::observe::observe;
             if plan.made_from.is_empty() {
@@ -129,6 +131,11 @@ fn run(args: &[String]) -> Result<String, Box<dyn std::error::Error>> {
                         millis => Confirm::within(Duration::from_millis(millis)),
                     },
                     faults,
+                    assume_console: *word == "apply-anyway",
+                    exe: match std::env::var_os("TRANSACT_EXE") {
+                        Some(exe) => exe.into(),
+                        None => std::env::current_exe()?,
+                    },
                     ..ApplyOptions::new()?
                 },
                 &observe,

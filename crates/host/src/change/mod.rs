@@ -15,6 +15,7 @@ use crate::exec;
 use crate::transaction::{Faults, Lock};
 use portcullis_core::plan::{Action, SystemdVerb};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::io;
 
 /// Something that a change may alter, and a rollback puts back.
@@ -137,6 +138,8 @@ pub(crate) struct Context<'a> {
     pub lock: &'a Lock,
     /// Places to fail or die at.
     pub faults: &'a dyn Faults,
+    /// Units that were started and have to stay up.
+    pub started: RefCell<Vec<systemd::Started>>,
 }
 
 impl Context<'_> {

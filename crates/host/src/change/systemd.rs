@@ -15,6 +15,9 @@ const SLOW: Duration = Duration::from_secs(100);
 /// a second, long after systemctl has said that all is well.
 const STEADY: Duration = Duration::from_millis(1200);
 
+/// The same for fail2ban, from its first answer: it may answer for a moment and die.
+const STEADY_ANSWERS: Duration = Duration::from_millis(400);
+
 /// How long fail2ban may take to answer after a start.
 const PONG: Duration = Duration::from_secs(15);
 
@@ -160,11 +163,11 @@ pub(super) fn perform(unit: &str, verb: SystemdVerb, context: &Context) -> Resul
             SystemdVerb::DaemonReload | SystemdVerb::Enable => Ok(()),
             SystemdVerb::EnableNow => {
                 run_script(unit, "start")?;
-                steady(unit)
+                started(unit, context)
             }
             SystemdVerb::Restart => {
                 run_script(unit, "restart")?;
-                steady(unit)
+                started(unit, context)
             }
             SystemdVerb::DisableNow => run_script(unit, "stop"),
         };
@@ -185,10 +188,10 @@ pub(super) fn perform(unit: &str, verb: SystemdVerb, context: &Context) -> Resul
         SystemdVerb::DaemonReload => Ok(()),
         SystemdVerb::EnableNow => {
             enabled(unit)?;
-            steady(unit)
+            started(unit, context)
         }
         SystemdVerb::Enable => enabled(unit),
-        SystemdVerb::Restart => steady(unit),
+        SystemdVerb::Restart => started(unit, context),
         SystemdVerb::DisableNow => {
             let now = shown(unit)?;
             if now.is_up() || now.is_enabled() {
@@ -221,49 +224,99 @@ fn enabled(unit: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Waits until the unit has been up for [`STEADY`], and fail2ban until it answers.
-fn steady(unit: &str) -> Result<(), Error> {
-    let name = unit.strip_suffix(".service").unwrap_or(unit);
-    if name == "fail2ban" {
-        return fail2ban_answers();
+/// A unit that was started and has to stay up.
+#[derive(Debug)]
+pub(crate) struct Started {
+    unit: String,
+    since: Instant,
+    /// What systemd said of it right then.
+    first: String,
+}
+
+/// Notes that a unit was started; whether it stays up shows later, while other changes are made
+/// ([`all_steady`]). fail2ban has to answer now: other changes may build on it.
+fn started(unit: &str, context: &Context) -> Result<(), Error> {
+    if is_fail2ban(unit) {
+        fail2ban_answers()?;
     }
-    let state = || {
-        if runs() {
-            let output = systemctl([
-                "show",
-                "--property=Type,ActiveState,SubState,NRestarts,Result",
-                "--",
-                unit,
-            ])
-            .run()
-            .map_err(|source| Error::program(format!("ask systemd about {unit}"), source))?;
-            Ok(output.stdout_text())
-        } else {
-            Ok(format!("ActiveState={}", scripted(unit).active))
+    let first = life(unit)?;
+    if failed(&first) {
+        return Err(not_up(unit, &first));
+    }
+    context.started.borrow_mut().push(Started {
+        unit: unit.to_owned(),
+        since: Instant::now(),
+        first,
+    });
+    Ok(())
+}
+
+/// Every unit that was started has been up for [`STEADY`] since its last start, without a restart.
+pub(crate) fn all_steady(context: &Context) -> Result<(), Error> {
+    let started = context.started.take();
+    for (index, unit) in started.iter().enumerate() {
+        // Started again later on: that start counts.
+        if started[index + 1..]
+            .iter()
+            .any(|later| later.unit == unit.unit)
+        {
+            continue;
         }
-    };
-    let first: String = state()?;
-    let oneshot = first.lines().any(|line| line == "Type=oneshot");
-    if !oneshot {
-        std::thread::sleep(STEADY);
-    }
-    let last = state()?;
-    let up = |text: &str| text.lines().any(|line| line == "ActiveState=active");
-    let failed = |text: &str| text.lines().any(|line| line == "ActiveState=failed");
-    let good = if oneshot {
         // A oneshot without RemainAfterExit is inactive when all went well.
-        !failed(&last)
-    } else {
-        up(&last) && restarts(&first) == restarts(&last)
-    };
-    if good {
-        Ok(())
-    } else {
-        Err(Error::read_back(
-            unit,
-            format!("does not stay up ({})", last.trim().replace('\n', ", ")),
-        ))
+        let oneshot = unit.first.lines().any(|line| line == "Type=oneshot");
+        let enough = match is_fail2ban(&unit.unit) {
+            true => STEADY_ANSWERS,
+            false => STEADY,
+        };
+        if !oneshot {
+            std::thread::sleep(enough.saturating_sub(unit.since.elapsed()));
+        }
+        let last = life(&unit.unit)?;
+        let good = if oneshot {
+            !failed(&last)
+        } else {
+            last.lines().any(|line| line == "ActiveState=active")
+                && restarts(&unit.first) == restarts(&last)
+        };
+        if !good {
+            return Err(not_up(&unit.unit, &last));
+        }
+        if is_fail2ban(&unit.unit) && !fail2ban_alive() {
+            return Err(not_up(&unit.unit, &fail2ban_said()));
+        }
     }
+    Ok(())
+}
+
+fn is_fail2ban(unit: &str) -> bool {
+    unit.strip_suffix(".service").unwrap_or(unit) == "fail2ban"
+}
+
+fn not_up(unit: &str, said: &str) -> Error {
+    Error::read_back(
+        unit,
+        format!("does not stay up ({})", said.trim().replace('\n', ", ")),
+    )
+}
+
+/// How a unit fares, in systemd's words.
+fn life(unit: &str) -> Result<String, Error> {
+    if !runs() {
+        return Ok(format!("ActiveState={}", scripted(unit).active));
+    }
+    let output = systemctl([
+        "show",
+        "--property=Type,ActiveState,SubState,NRestarts,Result",
+        "--",
+        unit,
+    ])
+    .run()
+    .map_err(|source| Error::program(format!("ask systemd about {unit}"), source))?;
+    Ok(output.stdout_text())
+}
+
+fn failed(text: &str) -> bool {
+    text.lines().any(|line| line == "ActiveState=failed")
 }
 
 fn restarts(text: &str) -> &str {
@@ -281,25 +334,30 @@ pub(crate) fn fail2ban_alive() -> bool {
         .is_ok_and(|output| output.success() && output.stdout_text().contains("pong"))
 }
 
-/// fail2ban answers once its jails are started. It may answer for a moment and die, so twice.
+/// fail2ban answers once its jails are started.
 fn fail2ban_answers() -> Result<(), Error> {
     let end = Instant::now() + PONG;
-    let mut since: Option<Instant> = None;
     while Instant::now() < end {
         if fail2ban_alive() {
-            let first = *since.get_or_insert_with(Instant::now);
-            if first.elapsed() >= Duration::from_millis(400) {
-                return Ok(());
-            }
-        } else {
-            since = None;
-            if runs() && shown("fail2ban.service")?.active == "failed" {
-                break;
-            }
+            return Ok(());
         }
-        std::thread::sleep(Duration::from_millis(100));
+        if runs() && shown("fail2ban.service")?.active == "failed" {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
-    let why = Program::new("journalctl")
+    Err(Error::read_back(
+        "fail2ban",
+        format!(
+            "its server does not answer a ping after the start {}",
+            fail2ban_said()
+        ),
+    ))
+}
+
+/// Its last lines in the journal.
+fn fail2ban_said() -> String {
+    Program::new("journalctl")
         .args([
             "-u",
             "fail2ban.service",
@@ -313,11 +371,7 @@ fn fail2ban_answers() -> Result<(), Error> {
         .truncate()
         .output()
         .map(|output| output.stdout_text().trim().replace('\n', " | "))
-        .unwrap_or_default();
-    Err(Error::read_back(
-        "fail2ban",
-        format!("its server does not answer a ping after the start {why}"),
-    ))
+        .unwrap_or_default()
 }
 
 /// Puts a unit back to where it was. `stop_new`: a unit that did not exist before and does now (its

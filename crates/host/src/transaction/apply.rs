@@ -16,6 +16,7 @@ use nix::fcntl::posix_fallocate;
 use portcullis_core::facts_hash;
 use portcullis_core::host::Host;
 use portcullis_core::plan::{Action, Plan};
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -204,6 +205,7 @@ fn prepare<'a>(
             systemd: systemd::runs(),
             lock,
             faults: options.faults,
+            started: RefCell::default(),
         },
         id,
         folder,
@@ -281,6 +283,7 @@ fn make(
         progress.event(Event::Note(&text));
     }
     work.sessions = after.sessions;
+    systemd::all_steady(&work.context).map_err(|error| full(&error))?;
     work.still_as_made()
 }
 impl Work<'_> {

@@ -104,6 +104,7 @@ pub(super) fn run(
             systemd: systemd::runs(),
             lock,
             faults,
+            started: std::cell::RefCell::default(),
         },
         left: vec![],
         problems: vec![],

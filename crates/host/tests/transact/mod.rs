@@ -56,6 +56,14 @@ pub fn allow(action: &str, port: u16) -> Value {
     }))
 }
 
+#[allow(dead_code)]
+pub fn delete(action: &str, port: u16) -> Value {
+    let mut change = allow(action, port);
+    change["op"] = "delete".into();
+    change
+}
+
+#[allow(dead_code)]
 pub fn default(direction: &str, policy: &str) -> Value {
     change(json!({"kind": "ufw", "op": "default", "direction": direction, "policy": policy}))
 }
@@ -108,6 +116,7 @@ pub trait Machine {
     }
 
     /// Applies a plan.
+    #[allow(dead_code)]
     fn apply(&self, plan: &Plan, window: Duration, fault: &str) -> String {
         let path = self.put(plan);
         let millis = window.as_millis().to_string();
@@ -135,6 +144,7 @@ pub trait Machine {
     }
 
     /// Every file below /etc with mode, owner and content, and all rules.
+    #[allow(dead_code)]
     fn state(&self) -> String {
         let list = "find /etc -xdev ! -name resolv.conf ! -path '/etc/ssh*' -printf '%p %y %m %U:%G %l\\n' | sort; \
                     find /etc -xdev -type f ! -name resolv.conf ! -path '/etc/ssh*' -print0 | sort -z | xargs -0 sha256sum";
