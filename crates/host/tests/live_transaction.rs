@@ -401,6 +401,37 @@ fn a_stale_plan_is_refused() {
 
 #[test]
 #[ignore = "live: run by cargo xtask test"]
+fn what_somebody_else_changes_during_an_apply_is_noticed() {
+    let world = prepared("foreign");
+    let before = world.server.state();
+    let mut changes = vec![write("/etc/legal", "changed\n", 0o640)];
+    changes.extend((0..8).map(|n| allow("allow", 9000 + n)));
+    // The last one would write over what somebody else did, and hide it.
+    changes.push(write("/etc/legal", "changed again\n", 0o640));
+    let plan = world.server.put(&Plan::new(changes));
+    let mut tool = world
+        .server
+        .spawn(&[&transact::exe(), "apply", &plan, STATE, "30000"])
+        .unwrap();
+    tool.wait_until("the second change", Duration::from_secs(60), |tool| {
+        tool.log().contains("2/10")
+    })
+    .unwrap();
+    world.server.write("/etc/legal", "theirs\n").unwrap();
+    tool.wait(Duration::from_secs(120)).unwrap();
+    let said = tool.log();
+    assert!(
+        said.contains("somebody else changed /etc/legal meanwhile"),
+        "{said}"
+    );
+    // As before, and their version is kept.
+    transact::same(&world.server.state(), &before, "foreign");
+    let theirs = format!("{STATE}/tx/1/foreign/etc_legal");
+    assert_eq!(world.server.read_text(&theirs).unwrap(), "theirs\n");
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
 fn a_change_that_fails_undoes_those_before_it() {
     let world = prepared("failing");
     let before = world.server.state();

@@ -262,6 +262,8 @@ fn make(
             change,
         });
         work.in_time()?;
+        // Before each change, for the next one to the same files would hide it.
+        work.still_as_made()?;
         work.one(index, &change.action)
             .map_err(|error| format!("change {} of {of}: {error}", index + 1))?;
         if matches!(change.action, Action::InstallPackages { .. }) {
