@@ -1,6 +1,8 @@
 //! Everything of portcullis that touches a machine: [`observe`] reads it, [`change`] alters one
-//! mechanism at a time, [`transaction`] makes a plan of changes safe.
+//! mechanism at a time, [`transaction`] makes a plan of changes safe, [`witness`] notes what arrives
+//! from outside.
 pub mod change;
 pub mod exec;
 pub mod observe;
 pub mod transaction;
+pub mod witness;

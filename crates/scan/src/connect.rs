@@ -68,6 +68,7 @@ pub fn scan(
             asked: ports.to_string(),
             ports: knocked.ports,
             summary: knocked.summary,
+            udp: None,
             note: knocked.note,
         };
         report.targets.push(target.folded());
@@ -552,6 +553,7 @@ mod tests {
                     filtered: 65535,
                     ..Summary::default()
                 },
+                udp: None,
                 note: None,
             }],
         };

@@ -14,9 +14,10 @@ pub mod connect;
 pub mod packet;
 mod ports;
 mod report;
+pub mod udp;
 
 pub use ports::{PortSet, PortSpecError};
-pub use report::{PortReport, PortState, Report, SCAN_SCHEMA, Summary, TargetReport};
+pub use report::{PortReport, PortState, Report, SCAN_SCHEMA, Summary, TargetReport, UdpSummary};
 
 use std::time::Duration;
 

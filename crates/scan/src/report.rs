@@ -30,8 +30,11 @@ pub struct TargetReport {
     pub asked: String,
     /// Ports that are neither closed nor filtered.
     pub ports: Vec<PortReport>,
-    /// Counts of all.
+    /// Counts of all TCP ports.
     pub summary: Summary,
+    /// Counts of the UDP ports, where any were asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp: Option<UdpSummary>,
     /// What a reader has to know about this result: why it is not sure, or that something answers
     /// for every port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,7 +81,48 @@ pub struct Summary {
     pub filtered: usize,
 }
 
+/// How many UDP ports met which fate.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UdpSummary {
+    /// The ports asked about, as a list.
+    pub asked: String,
+    /// Answered.
+    pub open: usize,
+    /// Answered with "port unreachable".
+    pub closed: usize,
+    /// Answered with another ICMP error.
+    pub rejected: usize,
+    /// Silent in every attempt: nobody can tell from outside which.
+    pub open_or_filtered: usize,
+}
+
 impl Report {
+    /// The open TCP ports of each address: what a recogniser of services is asked about.
+    pub fn open_tcp(&self) -> Vec<(IpAddr, Vec<u16>)> {
+        let open = |target: &TargetReport| {
+            let ports = target.ports.iter();
+            ports
+                .filter(|port| port.state == PortState::Open && port.proto == "tcp")
+                .map(|port| port.port)
+                .collect()
+        };
+        self.targets
+            .iter()
+            .map(|target| (target.address, open(target)))
+            .collect()
+    }
+
+    /// Notes what a recogniser found behind an open TCP port.
+    pub fn name_service(&mut self, address: IpAddr, port: u16, service: String) {
+        for target in self.targets.iter_mut().filter(|t| t.address == address) {
+            for found in &mut target.ports {
+                if found.port == port && found.proto == "tcp" {
+                    found.service = Some(service.clone());
+                }
+            }
+        }
+    }
+
     /// True when it must not be read as a result: unfinished, without targets, a target from which
     /// nothing at all came back (a wrong address looks just like a perfect firewall), or one where
     /// something answers for every port.

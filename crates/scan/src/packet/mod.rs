@@ -156,6 +156,7 @@ fn of_states(
         asked: ports.to_string(),
         ports: found,
         summary,
+        udp: None,
         note: outcome.excuses[index].clone(),
     }
     .folded()
