@@ -182,6 +182,9 @@ pub struct Apply {
     /// Roll back unless confirmed within this time
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = duration)]
     pub confirm_within: Duration,
+    /// When it is kept, knock from there and compare, as verify does: ssh:USER@HOST
+    #[arg(long, value_name = "VANTAGE")]
+    pub verify_from: Vec<String>,
     /// Keep the changes without a confirmation: only with a console at hand
     #[arg(long)]
     pub i_have_a_console: bool,
@@ -235,13 +238,13 @@ pub struct History {
     pub json: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Verify {
     #[command(flatten)]
     pub policy: PolicySource,
     #[command(flatten)]
     pub facts: FactsSource,
-    /// Knock from there: ssh:USER@HOST
+    /// Knock from there: ssh:USER@HOST; several at once
     #[arg(long, value_name = "VANTAGE")]
     pub from: Vec<String>,
     /// Use a scan made elsewhere (`portcullis scan --json`)
@@ -275,6 +278,15 @@ pub struct Scan {
         allow_hyphen_values = true
     )]
     pub ports: String,
+    /// Knock on UDP ports too: these, or without a list those that servers usually have
+    #[arg(
+        long,
+        value_name = "PORTS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = scan::udp::USUAL
+    )]
+    pub udp: Option<String>,
     /// Packets per second at the most
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     pub rate: Option<u32>,

@@ -223,7 +223,8 @@ fn has_v6(interface: &Interface) -> bool {
         && interface.addresses.iter().any(|a| a.net.addr().is_ipv6())
 }
 
-fn is_link_local_v6(address: IpAddr) -> bool {
+/// An IPv6 address that only neighbours on one link can use.
+pub fn is_link_local_v6(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())
 }
 

@@ -71,8 +71,14 @@ fn what_arrives_what_is_let_in_and_what_is_answered() {
         dns.send_to(b"!", asker).unwrap();
 
         let notes = witness.notes().unwrap();
-        let of = |port: u16, kinds: [Note; 4]| kinds.map(|kind| notes.has(kind, (from, server, port)));
-        let tcp = |port| of(port, [Note::Arrived, Note::LetIn, Note::Accepted, Note::Reset]);
+        let of =
+            |port: u16, kinds: [Note; 4]| kinds.map(|kind| notes.has(kind, (from, server, port)));
+        let tcp = |port| {
+            of(
+                port,
+                [Note::Arrived, Note::LetIn, Note::Accepted, Note::Reset],
+            )
+        };
         assert_eq!(tcp(443), [true, true, true, false], "{server}: {notes:?}");
         assert_eq!(tcp(444), [true, true, false, true], "{server}: {notes:?}");
         assert_eq!(tcp(445), [true, false, false, false], "{server}: {notes:?}");
@@ -104,11 +110,7 @@ fn others_cannot_take_it_away_and_a_reload_of_rules_does_not() {
     lab::require_root();
     let world = World::new("witness-owner").unwrap();
     let witness = world.server.in_net(|| Witness::begin(1)).unwrap().unwrap();
-    let name = tables(&world)
-        .split_whitespace()
-        .last()
-        .unwrap()
-        .to_owned();
+    let name = tables(&world).split_whitespace().last().unwrap().to_owned();
     let deleted = world
         .server
         .run(&["nft", "delete", "table", "inet", &name])

@@ -4,36 +4,28 @@
 //! (EMFILE, ENOBUFS, EADDRNOTAVAIL, EAGAIN) is tried again and is never a verdict. Connections are
 //! closed by reset (SO_LINGER 0), so that neither side keeps state.
 
-use crate::packet::canary::{FIRST_TRIAL, PERCHES, SECOND_TRIAL, is_ssh};
-use crate::packet::risk::{SURE, loss_bound, risk};
+mod dial;
+mod measure;
+
+use crate::packet::canary::PERCHES;
 use crate::{
     Options, PortReport, PortSet, PortState, Progress, Report, SCAN_SCHEMA, ScanError, Summary,
     TargetReport,
 };
+use dial::{Answer, classify, descriptor_budget, dial};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, connect, getsockopt,
-    setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{getsockopt, sockopt};
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::{IpAddr, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-/// Descriptors left for the rest of the process.
-const SPARE_DESCRIPTORS: u64 = 64;
 /// Connections started per turn, so that answers are read between bursts and the path's queues
 /// are not overrun.
 const BURST: usize = 256;
 /// Local failures in a row after which the scan gives up as partial.
 const LOCAL_FAILURES: u32 = 10_000;
-
-/// Canary knocks that measure the loss.
-const CANARIES: u32 = 500;
-/// Attempts on a silent port at the most.
-const MOST_ATTEMPTS: u32 = 8;
 
 /// Knocks on every port of every target.
 ///
@@ -61,11 +53,13 @@ pub fn scan(
             });
         };
         let knocked = Knocker::new(address, ports, options, end)?.run(&mut tell)?;
-        report.partial |= knocked.unsettled > 0 || knocked.note.is_some();
+        let partial = knocked.unsettled > 0 || knocked.note.is_some();
+        report.partial |= partial;
         let target = TargetReport {
             address,
             source: source_towards(address),
             asked: ports.to_string(),
+            partial,
             ports: knocked.ports,
             summary: knocked.summary,
             udp: None,
@@ -111,14 +105,6 @@ struct Try {
     port: u16,
     attempt: u32,
     deadline: Instant,
-}
-
-enum Answer {
-    Open,
-    Closed,
-    Rejected(&'static str),
-    Silent,
-    LocalFailure,
 }
 
 struct Knocker<'a> {
@@ -185,86 +171,6 @@ impl<'a> Knocker<'a> {
         self.tries.iter().flatten().count() + self.queue.len()
     }
 
-    /// Measures what a knock loses on ports that answer, and knocks on the silent ones until the
-    /// risk of a missed open port is small enough; else says why silence proves nothing.
-    fn make_sure(&mut self, tell: &mut dyn FnMut(usize)) -> Result<(), ScanError> {
-        let Some(bound) = self.measure()? else {
-            self.result.note = Some(
-                "no port answers reliably (none at all, or only with a rate limit), so it cannot \
-                 be measured what was lost on the way"
-                    .into(),
-            );
-            return Ok(());
-        };
-        let needed = (1..=MOST_ATTEMPTS)
-            .find(|attempts| risk(&vec![bound; *attempts as usize]) <= SURE)
-            .unwrap_or(u32::MAX);
-        if needed > MOST_ATTEMPTS {
-            self.result.note = Some(format!(
-                "too much is lost on the way to be sure (up to {:.0} % of the knocks)",
-                bound * 100.0
-            ));
-            return Ok(());
-        }
-        if needed > self.attempts {
-            let made = self.attempts;
-            self.attempts = needed;
-            self.result.summary.filtered = 0;
-            let silent = std::mem::take(&mut self.result.silent);
-            self.queue.extend(silent.iter().map(|port| (*port, made)));
-            self.drain(tell)?;
-        }
-        Ok(())
-    }
-
-    /// Upper bound on the share of knocks that are lost; `None` without a port to measure it on.
-    /// As with packets: a few knocks first, more on what bore them, ssh last of all.
-    fn measure(&mut self) -> Result<Option<f64>, ScanError> {
-        let open: Vec<u16> = self
-            .result
-            .ports
-            .iter()
-            .filter(|port| port.state == PortState::Open)
-            .map(|port| port.port)
-            .collect();
-        let not_ssh = |ports: &[u16]| -> Vec<u16> {
-            let good = ports.iter().copied().filter(|port| !is_ssh(*port));
-            good.take(PERCHES).collect()
-        };
-        for ports in [not_ssh(&open), not_ssh(&self.result.closed), open.clone()] {
-            let mut good = Vec::new();
-            for port in ports.into_iter().take(PERCHES) {
-                let first = self.knock_often(&[port], FIRST_TRIAL)?;
-                if first.lost < first.sent {
-                    let second = self.knock_often(&[port], SECOND_TRIAL)?;
-                    if second.lost * 2 <= second.sent && second.sent > 0 {
-                        good.push(port);
-                    }
-                }
-            }
-            if !good.is_empty() {
-                let tally = self.knock_often(&good, CANARIES / good.len() as u32 + 1)?;
-                return Ok(Some(loss_bound(tally.sent, tally.lost)));
-            }
-        }
-        Ok(None)
-    }
-
-    fn knock_often(&mut self, ports: &[u16], times: u32) -> Result<Tally, ScanError> {
-        self.measuring = Some(Tally::default());
-        let mut left = times;
-        while left > 0 && Instant::now() < self.end {
-            // Few at once: a listener's queue is not flooded.
-            let now = left.min((4 / ports.len() as u32).max(1));
-            for _ in 0..now {
-                self.queue.extend(ports.iter().map(|port| (*port, 0)));
-            }
-            left -= now;
-            self.drain(&mut |_| {})?;
-        }
-        Ok(self.measuring.take().unwrap_or_default())
-    }
-
     fn drain(&mut self, tell: &mut dyn FnMut(usize)) -> Result<(), ScanError> {
         let mut events = vec![EpollEvent::empty(); 1024];
         let mut settled = 0;
@@ -316,31 +222,7 @@ impl<'a> Knocker<'a> {
     }
 
     fn start(&mut self, slot: usize, port: u16, attempt: u32) -> Result<(), Answer> {
-        let family = match self.address {
-            IpAddr::V4(_) => AddressFamily::Inet,
-            IpAddr::V6(_) => AddressFamily::Inet6,
-        };
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let socket = socket(family, SockType::Stream, flags, None).map_err(classify)?;
-        let reset_on_close = nix::libc::linger {
-            l_onoff: 1,
-            l_linger: 0,
-        };
-        setsockopt(&socket, sockopt::Linger, &reset_on_close).map_err(classify)?;
-        let started = match self.address {
-            IpAddr::V4(address) => {
-                begin(&socket, &SockaddrIn::from(SocketAddrV4::new(address, port)))
-            }
-            IpAddr::V6(address) => begin(
-                &socket,
-                &SockaddrIn6::from(SocketAddrV6::new(address, port, 0, 0)),
-            ),
-        };
-        match started {
-            Ok(()) => return Err(Answer::Open),
-            Err(Errno::EINPROGRESS) => {}
-            Err(errno) => return Err(classify(errno)),
-        }
+        let socket = dial(self.address, port)?;
         let interest = EpollEvent::new(
             EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP,
             slot as u64,
@@ -476,35 +358,6 @@ impl Knocked {
     }
 }
 
-fn begin(socket: &OwnedFd, address: &dyn SockaddrLike) -> Result<(), Errno> {
-    connect(socket.as_raw_fd(), address)
-}
-
-/// What an error of connect() says about the port (RFC 1122 4.2.3.9, tcp_v4_err in Linux).
-fn classify(errno: Errno) -> Answer {
-    match errno {
-        Errno::ECONNREFUSED | Errno::ECONNRESET => Answer::Closed,
-        Errno::EHOSTUNREACH => Answer::Rejected("icmp-host-unreachable"),
-        Errno::ENETUNREACH => Answer::Rejected("icmp-net-unreachable"),
-        // EPERM is this machine's own firewall, so no verdict; EACCES is ICMPv6 type 1 code 1.
-        Errno::EACCES => Answer::Rejected("icmp-admin-prohibited"),
-        Errno::ENOPROTOOPT | Errno::EPROTO => Answer::Rejected("icmp-protocol-unreachable"),
-        Errno::ETIMEDOUT => Answer::Silent,
-        _ => Answer::LocalFailure,
-    }
-}
-
-/// How many sockets may be open at once, after raising the soft limit to the hard one.
-fn descriptor_budget() -> usize {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    let limit = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
-        hard
-    } else {
-        soft
-    };
-    usize::try_from(limit.saturating_sub(SPARE_DESCRIPTORS).max(16)).unwrap_or(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -548,6 +401,7 @@ mod tests {
                 address: "192.0.2.1".parse().unwrap(),
                 source: None,
                 asked: "1-65535".into(),
+                partial: false,
                 ports: vec![],
                 summary: Summary {
                     filtered: 65535,

@@ -25,9 +25,12 @@ pub struct TargetReport {
     /// The address knocked from, as this machine chose it (before any NAT).
     #[serde(default)]
     pub source: Option<IpAddr>,
-    /// The ports asked about, as a list: `1-65535`.
+    /// The ports asked about, as a list: `1-65535`; empty when nothing can be sent there.
     #[serde(default)]
     pub asked: String,
+    /// This target is why the report is partial.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// Ports that are neither closed nor filtered.
     pub ports: Vec<PortReport>,
     /// Counts of all TCP ports.
@@ -121,6 +124,12 @@ impl Report {
                 }
             }
         }
+    }
+
+    /// True when this target's silence proves nothing. Reports of older versions only say so of
+    /// the whole.
+    pub fn partial_of(&self, target: &TargetReport) -> bool {
+        self.partial && (target.partial || !self.targets.iter().any(|other| other.partial))
     }
 
     /// True when it must not be read as a result: unfinished, without targets, a target from which

@@ -245,3 +245,112 @@ fn connect_finds_the_same_without_any_privilege() {
     assert!(silent.inconclusive() && silent.partial, "{silent:?}");
     assert!(silent.targets[0].note.is_some());
 }
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn an_empty_address_in_a_network_neither_ends_nor_delays_the_scan_of_the_others() {
+    lab::require_root();
+    let net = Net::new(None);
+    let _listeners = Listeners::new(&net.server, &[443]);
+    // Nobody has any of these but one.
+    let mut targets: Vec<IpAddr> = (3..=60u8).map(|n| IpAddr::from([10, 7, 0, n])).collect();
+    targets.push(SERVER.parse().unwrap());
+    let (report, took) = net
+        .scanner
+        .in_net(|| {
+            let begun = Instant::now();
+            let ports = PortSet::parse("400-500").unwrap();
+            let options = PacketOptions::default();
+            let report = packet::scan(&targets, &ports, &options, &mut |_| {}).unwrap();
+            (report, begun.elapsed())
+        })
+        .unwrap();
+    assert_eq!(report.targets.len(), targets.len());
+    assert!(report.inconclusive());
+    for target in &report.targets {
+        let server = target.address == SERVER.parse::<IpAddr>().unwrap();
+        let note = target.note.clone().unwrap_or_default();
+        assert_eq!(report.partial_of(target), !server, "{target:?}");
+        assert_eq!(note.contains("no way there"), !server, "{target:?}");
+        assert_eq!(!ports(target, PortState::Open).is_empty(), server);
+    }
+    assert!(took < Duration::from_secs(25), "{took:?}");
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn udp_services_are_asked_in_their_own_words() {
+    lab::require_root();
+    let net = Net::new(None);
+    // Stand-ins that look at the question as closely as the real ones do, and answer no other.
+    let sockets: Vec<std::net::UdpSocket> = net
+        .server
+        .in_net(|| {
+            [53, 3478, 443, 51820]
+                .map(|port| std::net::UdpSocket::bind(("::", port)).unwrap())
+                .into()
+        })
+        .unwrap();
+    let expects: [fn(&[u8]) -> bool; 4] = [
+        // One question, no answer, root, NS, IN (RFC 1035, 4.1).
+        |m| m.len() == 17 && m[2..12] == [1, 0, 0, 1, 0, 0, 0, 0, 0, 0] && m[13..] == [0, 2, 0, 1],
+        // Binding request with the magic cookie (RFC 8489, 5).
+        |m| m.len() == 20 && m[..8] == [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42],
+        // A long header, an unknown version, at least 1200 bytes (RFC 9000, 14.1).
+        |m| m.len() >= 1200 && m[0] & 0xc0 == 0xc0 && m[1..5] != [0, 0, 0, 1],
+        // WireGuard never answers a stranger.
+        |_| false,
+    ];
+    let threads: Vec<_> = sockets
+        .into_iter()
+        .zip(expects)
+        .map(|(socket, expects)| {
+            std::thread::spawn(move || {
+                socket
+                    .set_read_timeout(Some(Duration::from_secs(8)))
+                    .unwrap();
+                let mut message = [0; 2048];
+                while let Ok((length, from)) = socket.recv_from(&mut message) {
+                    if expects(&message[..length]) {
+                        socket.send_to(b"yes", from).unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    net.nft(
+        "table inet rules { chain input { type filter hook input priority 0; policy accept;\n\
+         udp dport 161 drop\nudp dport 500 reject with icmpx admin-prohibited\n}\n}",
+    );
+    for address in [SERVER, SERVER_V6] {
+        let report = net
+            .scanner
+            .in_net(|| {
+                let options = PacketOptions::default();
+                let target = address.parse().unwrap();
+                let tcp = PortSet::parse("1").unwrap();
+                let mut report = packet::scan(&[target], &tcp, &options, &mut |_| {}).unwrap();
+                let udp = PortSet::parse("53,123,161,443,500,3478,51820").unwrap();
+                let bound = Duration::from_secs(60);
+                scan::udp::add(&mut report, &udp, bound, &mut |_| {}).unwrap();
+                report
+            })
+            .unwrap();
+        let target = &report.targets[0];
+        let of = |state| -> Vec<u16> {
+            let udp = target.ports.iter().filter(|port| port.proto == "udp");
+            udp.filter(|port| port.state == state)
+                .map(|port| port.port)
+                .collect()
+        };
+        assert_eq!(of(PortState::Open), [53, 443, 3478], "{target:?}");
+        assert_eq!(of(PortState::OpenOrFiltered), [161, 51820], "{target:?}");
+        assert_eq!(of(PortState::Rejected), [500], "{address}: {target:?}");
+        let closed = target.udp.as_ref().unwrap().closed;
+        assert_eq!(closed, 1, "{address}: {target:?}");
+        assert!(!report.inconclusive(), "{report:?}");
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}

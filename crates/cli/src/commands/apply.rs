@@ -2,7 +2,7 @@
 
 use super::init::agreed;
 use super::plan;
-use crate::args::{Apply, FactsSource, Global};
+use crate::args::{Apply, FactsSource, Global, Verify};
 use crate::commands::{print, remark};
 use crate::error::{CliError, Exit};
 use crate::render::style::{DIM, GOOD, HEAD, WARN, paint};
@@ -19,6 +19,10 @@ use std::time::Duration;
 
 /// Plans, asks, applies, waits for the confirmation.
 pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
+    for vantage in &args.verify_from {
+        // A word that is no vantage is better told before anything changes.
+        super::vantage::Vantage::parse(vantage)?;
+    }
     let (policy, name) = input::policy(&args.policy)?;
     let facts = input::facts(&FactsSource::default())?;
     let plan = plan::make(
@@ -64,8 +68,7 @@ pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
                 "\n{}\n",
                 paint(GOOD, format!("Done and kept, as transaction {id}."))
             ))?;
-            prove();
-            Ok(Exit::Clean)
+            prove(global, args)
         }
         Outcome::AwaitingConfirm { id, within } => {
             print(&format!(
@@ -81,15 +84,19 @@ pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
                 paint(HEAD, "new"),
             ))?;
             if args.no_wait {
+                remark(&format!(
+                    "Nothing was knocked on from outside: this only pays once it is kept. Then\n    {}",
+                    verify_line(args)
+                ));
                 return Ok(Exit::Clean);
             }
-            wait(global, id)
+            wait(global, args, id)
         }
     }
 }
 
 /// Shows the countdown until somebody confirms or the time is over.
-fn wait(global: &Global, id: TransactionId) -> Result<Exit, CliError> {
+fn wait(global: &Global, args: &Apply, id: TransactionId) -> Result<Exit, CliError> {
     let live = std::io::stderr().is_terminal() && !global.quiet;
     let mut shown = None;
     let mut countdown = |left: Duration| {
@@ -111,8 +118,7 @@ fn wait(global: &Global, id: TransactionId) -> Result<Exit, CliError> {
                 "{}\n",
                 paint(GOOD, format!("Confirmed over {}. Kept.", clean(&by)))
             ))?;
-            prove();
-            Ok(Exit::Clean)
+            prove(global, args)
         }
         Settled::RolledBack { why, left } => {
             print(&format!(
@@ -127,12 +133,39 @@ fn wait(global: &Global, id: TransactionId) -> Result<Exit, CliError> {
     }
 }
 
-/// What is still unproven, and the line that proves it.
-fn prove() {
-    remark(
-        "The kernel was read back. Nothing was knocked on from outside yet; prove it with\n    \
-         sudo portcullis verify --from ssh:YOU@ANOTHER-MACHINE",
-    );
+/// Proves the result from outside where somebody can knock, else says that nobody did and the line
+/// that does it.
+fn prove(global: &Global, args: &Apply) -> Result<Exit, CliError> {
+    if args.verify_from.is_empty() {
+        remark(&format!(
+            "The kernel was read back. Nothing was knocked on from outside; prove it with\n    {}",
+            verify_line(args)
+        ));
+        return Ok(Exit::Clean);
+    }
+    remark("The kernel was read back. Now the knock from outside:");
+    let verify = Verify {
+        policy: args.policy.clone(),
+        from: args.verify_from.clone(),
+        ..Verify::default()
+    };
+    super::verify::run(global, &verify)
+}
+
+/// The command that proves this policy from outside.
+fn verify_line(args: &Apply) -> String {
+    let policy = match &args.policy.policy {
+        Some(path) => format!(" --policy {}", clean(&path.display().to_string())),
+        None => String::new(),
+    };
+    let from = match args.verify_from.as_slice() {
+        [] => " --from ssh:YOU@ANOTHER-MACHINE".to_owned(),
+        vantages => vantages
+            .iter()
+            .map(|vantage| format!(" --from {vantage}"))
+            .collect(),
+    };
+    format!("sudo portcullis verify{policy}{from}")
 }
 
 fn failed(error: &ApplyError) -> CliError {

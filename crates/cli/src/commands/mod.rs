@@ -5,7 +5,6 @@ pub mod audit;
 pub mod init;
 pub mod lab;
 pub mod plan;
-pub mod proof;
 pub mod reach;
 pub mod scan;
 pub mod snapshot;

@@ -25,10 +25,20 @@ pub fn run(global: &Global, args: &Scan) -> Result<Exit, CliError> {
             .because(&error)
             .hint("write ports like 22,80-90 or - for all")
     })?;
+    let udp = args.udp.as_deref().map(udp_ports).transpose()?;
     let targets = resolve(&args.targets, args.i_own_these)?;
     let begun = SystemTime::now();
     let mut bar = Bar::new(!global.quiet);
     let report = knock(args, &targets, &ports, &mut |progress| bar.show(progress));
+    let report = report.and_then(|mut report| {
+        if let Some(udp) = &udp {
+            let deadline = deadline(&targets);
+            scan::udp::add(&mut report, udp, deadline, &mut |progress| {
+                bar.show(progress)
+            })?;
+        }
+        Ok(report)
+    });
     bar.clear();
     let report = report.map_err(|error| CliError::unsure("cannot scan").because(&error))?;
     if args.json {
@@ -46,6 +56,25 @@ pub fn run(global: &Global, args: &Scan) -> Result<Exit, CliError> {
         return Ok(Exit::Unsure);
     }
     Ok(Exit::Clean)
+}
+
+fn udp_ports(text: &str) -> Result<PortSet, CliError> {
+    let ports = PortSet::parse(text).map_err(|error| {
+        CliError::usage("cannot read --udp")
+            .because(&error)
+            .hint("write ports like --udp=53,443, or --udp for the usual ones")
+    })?;
+    if ports.len() > scan::udp::MOST {
+        return Err(CliError::usage(format!(
+            "{} UDP ports: at most {} are taken",
+            ports.len(),
+            scan::udp::MOST
+        ))
+        .hint(
+            "a silent UDP port looks like a filtered one, so that asking all of them tells little",
+        ));
+    }
+    Ok(ports)
 }
 
 /// Knocks with packets where that is allowed, else with connect(), and says so.

@@ -1,8 +1,8 @@
 //! A verify as JUnit XML: one suite a knock, one case a port; what proves nothing is an error.
 
 use super::xml_escape;
-use crate::commands::proof::{TestResult, Word};
-use crate::commands::verify::Seen;
+use crate::commands::verify::Outcome;
+use crate::commands::verify::proof::Word;
 use std::fmt::Write as _;
 
 enum Fate {
@@ -13,17 +13,17 @@ enum Fate {
 }
 
 /// The whole document.
-pub fn text(seen: &[Seen], tests: &[TestResult], unproven: &[String]) -> String {
+pub fn text(result: &Outcome<'_>) -> String {
     let mut out = String::from(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"portcullis verify\">\n",
     );
-    for knock in seen {
+    for knock in &result.seen {
         let name = format!("{} as {} ({})", knock.address, knock.zone, knock.from);
         let mut cases: Vec<(String, Fate)> = knock
             .rows
             .iter()
             .map(|row| {
-                let name = format!("tcp/{}", row.port);
+                let name = format!("{}/{}", row.proto, row.port);
                 let fate = match (row.policy, row.knock) {
                     (Word::Open, Word::Closed) if !knock.limited.contains(&row.port) => {
                         Fate::Failed("the policy opens it, and it is closed".into())
@@ -31,9 +31,12 @@ pub fn text(seen: &[Seen], tests: &[TestResult], unproven: &[String]) -> String 
                     (Word::Closed, Word::Open) => {
                         Fate::Failed("the policy closes it, and it is open".into())
                     }
-                    _ => match &row.disagreement {
-                        Some(text) => Fate::Failed(text.clone()),
-                        None => Fate::Passed,
+                    (_, knock) => match (&row.disagreement, knock) {
+                        (Some(text), _) => Fate::Failed(text.clone()),
+                        (None, Word::Unsure) => {
+                            Fate::Skipped("the knock proves nothing about it".into())
+                        }
+                        (None, _) => Fate::Passed,
                     },
                 };
                 (name, fate)
@@ -48,7 +51,8 @@ pub fn text(seen: &[Seen], tests: &[TestResult], unproven: &[String]) -> String 
         ));
         suite(&mut out, &name, &cases);
     }
-    let mut cases: Vec<(String, Fate)> = tests
+    let mut cases: Vec<(String, Fate)> = result
+        .tests
         .iter()
         .map(|test| {
             let fate = match test.holds {
@@ -59,7 +63,15 @@ pub fn text(seen: &[Seen], tests: &[TestResult], unproven: &[String]) -> String 
             (test.test.clone(), fate)
         })
         .collect();
-    cases.extend(unproven.iter().map(|zone| {
+    cases.extend(result.sides.iter().map(|side| {
+        let name = format!("{}/{} from both sides", side.proto, side.port);
+        let fate = match side.proven() {
+            true => Fate::Passed,
+            false => Fate::Skipped(side.text()),
+        };
+        (name, fate)
+    }));
+    cases.extend(result.unproven.iter().map(|zone| {
         let name = format!("knocked from {zone}");
         (name, Fate::Skipped("nobody knocked from there".into()))
     }));

@@ -20,6 +20,15 @@ pub fn text(report: &Report, begun: SystemTime, ended: SystemTime) -> String {
         env!("CARGO_PKG_VERSION"),
         xml_escape(asked),
     );
+    let udp = report.targets.first().and_then(|t| t.udp.as_ref());
+    if let Some(udp) = udp {
+        let count = PortSet::parse(&udp.asked).map_or(0, |ports| ports.len());
+        let _ = writeln!(
+            out,
+            "<scaninfo type=\"udp\" protocol=\"udp\" numservices=\"{count}\" services=\"{}\"/>",
+            xml_escape(&udp.asked)
+        );
+    }
     for target in &report.targets {
         host(&mut out, target, begun, ended);
     }
@@ -59,9 +68,15 @@ fn host(out: &mut String, target: &TargetReport, begun: u64, ended: u64) {
     }
     let _ = writeln!(out, "<ports>");
     let summary = target.summary;
-    let listed = |wanted: PortState| target.ports.iter().filter(|p| p.state == wanted).count();
+    let tcp = |p: &&scan::PortReport| p.proto == "tcp";
+    let listed = |wanted: PortState| {
+        let ports = target.ports.iter().filter(tcp);
+        ports.filter(|p| p.state == wanted).count()
+    };
+    let closed_udp = target.udp.as_ref().map_or(0, |udp| udp.closed);
     for (state, reason, count) in [
         ("closed", "reset", summary.closed),
+        ("closed", "port-unreach", closed_udp),
         ("filtered", "no-response", summary.filtered),
         (
             "filtered",

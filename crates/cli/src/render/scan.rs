@@ -22,7 +22,7 @@ pub fn text(report: &Report) -> String {
                 "  {} {} {}",
                 cell(&name, 11),
                 paint(style, cell(word, 17)),
-                paint(DIM, &port.reason)
+                paint(DIM, clean(port.service.as_ref().unwrap_or(&port.reason)))
             );
         }
         let summary = target.summary;
@@ -37,6 +37,13 @@ pub fn text(report: &Report) -> String {
                 )
             )
         );
+        if let Some(udp) = &target.udp {
+            let counts = format!(
+                "UDP: {} open, {} closed, {} rejected, {} silent (open or filtered)",
+                udp.open, udp.closed, udp.rejected, udp.open_or_filtered
+            );
+            let _ = writeln!(text, "  {}", paint(DIM, counts));
+        }
         if let Some(note) = &target.note {
             for line in wrap(&clean(note), WIDTH - 4) {
                 let _ = writeln!(text, "  {}", paint(WARN, line));

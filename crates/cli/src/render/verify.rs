@@ -1,93 +1,88 @@
 //! What the knocks saw, next to the policy.
 
 use super::style::{BAD, DIM, GOOD, HEAD, WARN, WIDTH, paint, wrap};
-use crate::commands::proof::TestResult;
-use crate::commands::verify::Seen;
+use crate::commands::verify::Outcome;
+use crate::commands::verify::seen::Seen;
+use anstyle::Style;
 use portcullis_core::text::clean;
 use std::fmt::Write as _;
 
 /// One block a vantage and address, then the sum.
-pub fn text(
-    seen: &[Seen],
-    tests: &[TestResult],
-    unproven: &[String],
-    policy: &str,
-    advice: bool,
-) -> String {
+pub fn text(result: &Outcome<'_>, advice: bool) -> String {
     let mut out = String::new();
-    for knock in seen {
-        let source = knock
-            .source
-            .map(|source| format!(", from {source}"))
-            .unwrap_or_default();
-        let _ = writeln!(
-            out,
-            "{} {}",
-            paint(HEAD, format!("{} as {}", knock.address, clean(&knock.zone))),
-            paint(DIM, format!("({}{source})", clean(&knock.from)))
-        );
-        let open: Vec<String> = knock.open.iter().map(u16::to_string).collect();
-        let open = if open.is_empty() {
-            "nothing".to_owned()
-        } else {
-            open.join(" ")
-        };
-        let _ = writeln!(out, "  open: {open}");
-        for wrong in &knock.wrong {
-            for line in wrap(wrong, WIDTH - 4) {
-                let _ = writeln!(out, "  {}", paint(BAD, line));
-            }
-        }
-        for disagreement in knock.disagreements() {
-            for line in wrap(disagreement, WIDTH - 4) {
-                let _ = writeln!(out, "  {}", paint(BAD, line));
-            }
-        }
-        if let Some(why) = &knock.inconclusive {
-            for line in wrap(&format!("proves nothing: {why}"), WIDTH - 4) {
-                let _ = writeln!(out, "  {}", paint(WARN, line));
-            }
-        }
+    for knock in &result.seen {
+        block(&mut out, knock, advice);
     }
-    for test in tests {
+    for test in &result.tests {
         let (style, word) = match test.holds {
             Some(true) => (GOOD, "holds"),
             Some(false) => (BAD, "fails"),
             None => (WARN, "unproven"),
         };
         let text = format!("test {}: {word}, {}", test.test, test.shown);
-        for line in wrap(&clean(&text), WIDTH) {
-            let _ = writeln!(out, "{}", paint(style, line));
-        }
+        lines(&mut out, "", style, &clean(&text));
+    }
+    for side in &result.sides {
+        let style = if side.proven() { GOOD } else { WARN };
+        lines(&mut out, "", style, &side.text());
     }
     let _ = writeln!(out);
-    let failed = tests.iter().any(|test| test.holds == Some(false));
-    if failed || seen.iter().any(Seen::has_findings) {
-        let _ = writeln!(
-            out,
-            "{}",
-            paint(BAD, format!("Not as {} wants it.", clean(policy)))
-        );
-    } else if seen.iter().any(|knock| knock.inconclusive.is_some()) {
-        let _ = writeln!(out, "{}", paint(WARN, "No sure answer."));
+    let policy = clean(result.policy);
+    let (style, sum) = if result.findings() {
+        (BAD, format!("Not as {policy} wants it."))
+    } else if result.passed() {
+        (GOOD, format!("Proven from outside: as {policy} wants it."))
     } else {
-        let _ = writeln!(
-            out,
-            "{}",
-            paint(
-                GOOD,
-                format!("Proven from outside: as {} wants it.", clean(policy))
-            )
-        );
-    }
+        (WARN, "No sure answer.".to_owned())
+    };
+    let _ = writeln!(out, "{}", paint(style, sum));
     if advice {
-        for zone in unproven {
-            let _ = writeln!(
-                out,
-                "{}",
-                paint(DIM, format!("Nobody knocked from {}.", clean(zone)))
-            );
+        for zone in &result.unproven {
+            let text = format!("Nobody knocked from {}.", clean(zone));
+            lines(&mut out, "", DIM, &text);
         }
     }
     out
+}
+
+fn block(out: &mut String, knock: &Seen, advice: bool) {
+    let source = knock
+        .source
+        .map(|source| format!(", from {source}"))
+        .unwrap_or_default();
+    let _ = writeln!(
+        out,
+        "{} {}",
+        paint(HEAD, format!("{} as {}", knock.address, clean(&knock.zone))),
+        paint(DIM, format!("({}{source})", clean(&knock.from)))
+    );
+    let tcp = knock.open.iter().map(u16::to_string);
+    let udp = knock.open_udp.iter().map(|port| format!("{port}/udp"));
+    let open: Vec<String> = tcp.chain(udp).collect();
+    let open = if open.is_empty() {
+        "nothing".to_owned()
+    } else {
+        open.join(" ")
+    };
+    let _ = writeln!(out, "  open: {open}");
+    for wrong in &knock.wrong {
+        lines(out, "  ", BAD, wrong);
+    }
+    for disagreement in knock.disagreements() {
+        lines(out, "  ", BAD, disagreement);
+    }
+    if let Some(why) = &knock.inconclusive {
+        lines(out, "  ", WARN, &format!("proves nothing: {why}"));
+    }
+    if advice {
+        for remark in &knock.remarks {
+            lines(out, "  ", DIM, remark);
+        }
+    }
+}
+
+fn lines(out: &mut String, indent: &str, style: Style, text: &str) {
+    for line in wrap(text, WIDTH - 2 * indent.len()) {
+        let _ = writeln!(out, "{indent}{}", paint(style, line));
+    }
 }

@@ -3,7 +3,7 @@
 use super::{Candidate, blind, may_miss_endpoints};
 use crate::finding::{Exposure, Origin};
 use crate::host::Host;
-use crate::zones::{self, Place, canonical};
+use crate::zones::{self, Place, canonical, is_link_local_v6};
 use reach::ir::{NatKind, Statement};
 use reach::{
     AddrSet, Answer, Delivery, Engine, Interface, Piece, Proto, Query, Verdict, Witness, World,
@@ -132,7 +132,7 @@ fn destinations(host: &Host, candidate: &Candidate, place: &Place) -> Vec<IpAddr
         };
     }
     if !candidate.wildcard() {
-        let elsewhere = link_local(address)
+        let elsewhere = is_link_local_v6(address)
             && !near.is_some_and(|i| i.addresses.iter().any(|a| a.net.addr() == address));
         return if elsewhere { Vec::new() } else { vec![address] };
     }
@@ -149,9 +149,9 @@ fn destinations(host: &Host, candidate: &Candidate, place: &Place) -> Vec<IpAddr
             let usable = interface.up
                 && family
                 && !own_address.is_loopback()
-                && (here || !link_local(own_address));
+                && (here || !is_link_local_v6(own_address));
             if usable {
-                out.push((!here, link_local(own_address), own_address));
+                out.push((!here, is_link_local_v6(own_address), own_address));
             }
         }
     }
@@ -188,15 +188,11 @@ fn sources(host: &Host, place: &Place, to: IpAddr) -> AddrSet {
     };
     let here = interface.addresses.iter().any(|a| a.net.addr() == to);
     let routed = !to.is_loopback() && !to.is_multicast() && !zones::private().contains(to);
-    if place.zone != "internet" || routed || (here && !link_local(to)) {
+    if place.zone != "internet" || routed || (here && !is_link_local_v6(to)) {
         return family;
     }
     let on_link: AddrSet = interface.addresses.iter().map(|a| a.net.trunc()).collect();
     family.intersect(&on_link.union(&zones::private()))
-}
-
-fn link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())
 }
 
 fn ask(

@@ -338,9 +338,10 @@ mod tests {
     #[test]
     fn keys_are_read_and_what_is_cut_is_left_out() {
         let key = |bytes: &[u8]| Attributes::new().nest(1, Attributes::new().value(1, bytes));
-        let list = Attributes::new()
-            .text(1, "table")
-            .nest(3, Attributes(key(b"abcd").0.into_iter().chain(key(b"efgh").0).collect()));
+        let list = Attributes::new().text(1, "table").nest(
+            3,
+            Attributes(key(b"abcd").0.into_iter().chain(key(b"efgh").0).collect()),
+        );
         let datagram = message(SUBSYSTEM << 8 | 12, 2, 7, (INET, 0), &list);
         let whole = [Said::Keys(vec![b"abcd".to_vec(), b"efgh".to_vec()])];
         assert_eq!(read(&datagram), whole);

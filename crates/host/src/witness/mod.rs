@@ -357,7 +357,10 @@ mod tests {
         assert!(matches!(refused(1, -22), WitnessError::TooOld));
         assert!(matches!(refused(1, -95), WitnessError::TooOld));
         assert!(matches!(refused(1, -1), WitnessError::NotAllowed));
-        assert!(matches!(refused(9, -22), WitnessError::Kernel(Errno::EINVAL)));
+        assert!(matches!(
+            refused(9, -22),
+            WitnessError::Kernel(Errno::EINVAL)
+        ));
     }
 
     #[test]
@@ -365,7 +368,10 @@ mod tests {
         let knock = ("192.0.2.1", "198.51.100.2", 443);
         let key = [192, 0, 2, 1, 198, 51, 100, 2, 1, 187, 0, 0];
         let (from, to, port) = knock_of(&key, false).unwrap();
-        assert_eq!((from.to_string().as_str(), to.to_string().as_str(), port), knock);
+        assert_eq!(
+            (from.to_string().as_str(), to.to_string().as_str(), port),
+            knock
+        );
         assert_eq!(knock_of(&key, true), None);
         assert_eq!(knock_of(&[], false), None);
     }

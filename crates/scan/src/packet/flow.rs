@@ -19,6 +19,8 @@ pub struct Flow {
     most: f64,
     /// Where it was too much before; beyond, growth is careful.
     ceiling: f64,
+    /// Nothing was ever too much: the way up is quick, as TCP's slow start is (RFC 5681, 3.1).
+    untried: bool,
     /// Share that the path loses anyway.
     baseline: f64,
     /// Shortest round trip seen, microseconds.
@@ -37,6 +39,7 @@ impl Flow {
             rate: rate.clamp(100.0, most),
             most,
             ceiling: most,
+            untried: true,
             baseline: 0.05,
             nearest: u32::MAX,
             changed: 0,
@@ -76,9 +79,11 @@ impl Flow {
         let share = |count: u32| f64::from(count) / f64::from(self.seen);
         if share(self.lost) > self.baseline + 0.1 || share(self.queued) > 0.5 {
             self.ceiling = self.rate * 0.9;
+            self.untried = false;
             self.set(self.rate * 0.7, now);
         } else if self.rate < self.ceiling {
-            self.set((self.rate * 1.25).min(self.ceiling), now);
+            let growth = if self.untried { 1.6 } else { 1.25 };
+            self.set((self.rate * growth).min(self.ceiling), now);
         } else {
             self.ceiling = (self.ceiling * 1.02).min(self.most);
             self.set(self.ceiling, now);
@@ -88,6 +93,7 @@ impl Flow {
     /// Slows down hard.
     pub fn halve(&mut self, now: u32) {
         self.ceiling = self.rate * 0.7;
+        self.untried = false;
         self.set(self.rate * 0.5, now);
     }
 

@@ -21,7 +21,7 @@ use crate::{
     TargetReport,
 };
 use frame::Unreachable;
-use plan::Group;
+use plan::{Group, Plan};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -60,7 +60,8 @@ pub fn available() -> bool {
 /// connect(), since no packet of theirs crosses a wire.
 ///
 /// # Errors
-/// No route, no packet socket (CAP_NET_RAW), or the kernel failed while sending.
+/// No way to the only target, no packet socket (CAP_NET_RAW), or the kernel failed while sending.
+/// Of several targets, one without a way is part of the report.
 pub fn scan(
     targets: &[IpAddr],
     ports: &PortSet,
@@ -68,7 +69,15 @@ pub fn scan(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, ScanError> {
     let end = Instant::now() + options.deadline;
-    let (groups, own) = plan::groups(targets)?;
+    let Plan { groups, own, lost } = plan::plan(targets);
+    if let [(target, why)] = lost.as_slice()
+        && targets.len() == 1
+    {
+        return Err(ScanError::NoRoute {
+            target: *target,
+            why: why.clone(),
+        });
+    }
     let mut report = Report {
         schema: SCAN_SCHEMA,
         partial: false,
@@ -87,9 +96,9 @@ pub fn scan(
         for (index, target) in group.targets.iter().enumerate() {
             let sure = outcome.sure[index];
             report.partial |= !sure;
-            report
-                .targets
-                .push(of_states(*target, group, ports, &outcome, index));
+            let mut found = of_states(*target, group, ports, &outcome, index);
+            found.partial = !sure;
+            report.targets.push(found);
         }
     }
     if !own.is_empty() {
@@ -104,6 +113,19 @@ pub fn scan(
         )?;
         report.partial |= local.partial;
         report.targets.extend(local.targets);
+    }
+    for (address, why) in lost {
+        report.partial = true;
+        report.targets.push(TargetReport {
+            address,
+            source: None,
+            asked: String::new(),
+            partial: true,
+            ports: Vec::new(),
+            summary: Summary::default(),
+            udp: None,
+            note: Some(format!("no way there: {why}")),
+        });
     }
     report.targets.sort_by_key(|target| {
         targets
@@ -154,6 +176,7 @@ fn of_states(
         address,
         source: Some(group.source),
         asked: ports.to_string(),
+        partial: false,
         ports: found,
         summary,
         udp: None,

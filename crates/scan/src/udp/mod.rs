@@ -62,9 +62,9 @@ pub fn add(
 ) -> Result<(), ScanError> {
     let failed = |what| move |source| ScanError::Io { what, source };
     if ports.len() > MOST {
-        return Err(failed("more than 4096 UDP ports cannot be told apart in useful time")(
-            io::Error::from(io::ErrorKind::InvalidInput),
-        ));
+        return Err(failed(
+            "more than 4096 UDP ports cannot be told apart in useful time",
+        )(io::Error::from(io::ErrorKind::InvalidInput)));
     }
     let end = Instant::now() + deadline;
     let addresses: Vec<IpAddr> = report.targets.iter().map(|t| t.address).collect();
@@ -99,7 +99,12 @@ pub fn add(
             });
         }
         let whole = knock(&mut tries, end);
-        report.partial |= !whole;
+        if !whole {
+            report.partial = true;
+            for target in &mut report.targets {
+                target.partial = true;
+            }
+        }
         for knocked in tries {
             let unheard = if knocked.unsent {
                 "not-sent"
@@ -256,6 +261,7 @@ mod tests {
                 address: address.parse().unwrap(),
                 source: None,
                 asked: String::new(),
+                partial: false,
                 ports: vec![],
                 summary: Summary::default(),
                 udp: None,
