@@ -41,6 +41,14 @@ pub(crate) fn run(threads: u8) -> Result<(), String> {
             }
             Ok(())
         });
+        step(&mut steps, "AI servers", || {
+            for server in lab::Server::ALL {
+                server
+                    .ensure(&mut |line| println!("lab: {line}"))
+                    .map_err(describe)?;
+            }
+            Ok(())
+        });
         step(&mut steps, "live tests", || {
             let threads = format!("--test-threads={threads}");
             cargo(&[

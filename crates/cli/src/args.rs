@@ -28,6 +28,15 @@ pub struct Global {
     /// Print results only, no advice
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Where files that add to the catalog of services are kept
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/etc/portcullis/catalog.d",
+        hide = true
+    )]
+    pub catalog_dir: PathBuf,
     /// Where transactions are kept
     #[arg(
         long,
@@ -70,8 +79,10 @@ pub enum Command {
     Verify(Verify),
     /// Knock on the ports of a machine of yours
     Scan(Scan),
+    /// What portcullis knows about a service, or about all, with sources and dates
+    Catalog(Catalog),
     /// Print the facts about this machine as JSON
-    Snapshot,
+    Snapshot(Snapshot),
     /// Ask the engine about rule dumps: which sources get in
     Reach(Reach),
     /// The whole story on throw-away hosts; nothing on this machine is touched
@@ -98,12 +109,37 @@ pub struct Audit {
     pub policy: PolicySource,
     #[command(flatten)]
     pub facts: FactsSource,
+    #[command(flatten)]
+    pub probe: Probe,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
     /// Exit 1 from this severity on
     #[arg(long, value_name = "LEVEL", default_value = "medium")]
     pub fail_on: FailOn,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct Probe {
+    /// Do not ask local ports what answers there (GET only, over loopback)
+    #[arg(long)]
+    pub no_probe: bool,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct Snapshot {
+    #[command(flatten)]
+    pub probe: Probe,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub struct Catalog {
+    /// One service: ollama, vllm, …
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]

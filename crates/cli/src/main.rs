@@ -41,6 +41,20 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<Exit, CliError> {
     let global = &cli.global;
+    // Undoing must work whatever is in the way; what does not look at services does not read about them.
+    let apart = matches!(
+        &cli.command,
+        Some(
+            Command::Confirm(_)
+                | Command::Rollback(_)
+                | Command::History(_)
+                | Command::Remove(_)
+                | Command::Reach(_)
+        )
+    );
+    if !apart {
+        input::catalog(&global.catalog_dir)?;
+    }
     match &cli.command {
         None => commands::audit::run(global, &args::Audit::default()),
         Some(Command::Audit(args)) => commands::audit::run(global, args),
@@ -54,7 +68,8 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Some(Command::Remove(args)) => commands::transaction::remove(global, args),
         Some(Command::Verify(args)) => commands::verify::run(global, args),
         Some(Command::Scan(args)) => commands::scan::run(global, args),
-        Some(Command::Snapshot) => commands::snapshot::run(),
+        Some(Command::Catalog(args)) => commands::catalog::run(args),
+        Some(Command::Snapshot(args)) => commands::snapshot::run(args),
         Some(Command::Reach(args)) => commands::reach::run(args),
         Some(Command::Lab(args)) => commands::lab::run(global, args),
     }

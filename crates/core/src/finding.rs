@@ -1,5 +1,6 @@
 //! What an audit says.
 
+use crate::catalog::{self, Access, Ground, Identity, Service};
 use reach::{AddrSet, Piece, Proto};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -76,10 +77,62 @@ pub struct Endpoint {
     pub unit: Option<String>,
     /// Container name.
     pub container: Option<String>,
-    /// Catalog id of the service, where recognised: "ollama", "sshd".
+    /// Catalog id of the service by sight (image, unit, process, port): "ollama", "sshd". The policy goes by it. What
+    /// it answers has no say there: any program could claim to be a service that the policy lets others reach.
     pub service: Option<String>,
+    /// What `service` rests on.
+    pub ground: Option<Ground>,
+    /// What it answered when it was asked.
+    pub seen: Option<Identity>,
     /// One entry a zone and family that has a way to it.
     pub exposure: Vec<Exposure>,
+}
+
+/// How sure the name of a service is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Confidence {
+    /// Only the port suggests it.
+    Guess,
+    /// Image, unit or process has its name.
+    Named,
+    /// It answered as only this service does.
+    Settled,
+}
+
+impl Endpoint {
+    /// The service that is really there, as far as is known. What a server answers counts most; what only its port
+    /// suggests is dropped when it answers as something else.
+    pub fn named(&self) -> Option<(&'static Service, Confidence)> {
+        let answered = self.seen.as_ref().is_some_and(|seen| seen.answered);
+        let settled = self.seen.as_ref().and_then(|seen| seen.service.as_deref());
+        if let Some(service) = settled.and_then(catalog::service) {
+            return Some((service, Confidence::Settled));
+        }
+        let service = catalog::service(self.service.as_deref()?)?;
+        match self.ground {
+            Some(Ground::Name) => Some((service, Confidence::Named)),
+            _ if answered => None,
+            _ => Some((service, Confidence::Guess)),
+        }
+    }
+
+    /// [`Endpoint::named`] without the confidence.
+    pub fn who(&self) -> Option<&'static Service> {
+        self.named().map(|(service, _)| service)
+    }
+
+    /// The version that it told.
+    pub fn version(&self) -> Option<&str> {
+        self.seen.as_ref()?.version.as_deref()
+    }
+
+    /// Whether it lets strangers in, as it showed.
+    pub fn access(&self) -> Access {
+        self.seen
+            .as_ref()
+            .map_or(Access::Unknown, |seen| seen.access)
+    }
 }
 
 /// How an endpoint comes to be.

@@ -6,6 +6,7 @@
 //!
 //! All text in here (names, labels, command lines, comments) is untrusted.
 
+use crate::catalog::Identity;
 use reach::{Net, Proto, Ruleset};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -41,6 +42,9 @@ pub struct Host {
     pub sockets: Vec<Socket>,
     /// Docker and Podman engines.
     pub engines: Vec<Engine>,
+    /// What ports answered when they were asked; empty when nobody asked.
+    #[serde(default)]
+    pub seen: Vec<Seen>,
     /// UFW; `None` when not installed.
     pub ufw: Option<Ufw>,
     /// fail2ban; `None` when not installed.
@@ -117,7 +121,7 @@ pub struct Socket {
 }
 
 /// A process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Process id on the host.
     pub pid: u32,
@@ -127,6 +131,24 @@ pub struct Process {
     pub exe: Option<String>,
     /// User name, or the uid in digits.
     pub user: Option<String>,
+    /// What an interpreter runs: script (without folder) or module, and the application that it is told to serve.
+    #[serde(default)]
+    pub script: Option<String>,
+    /// Names of arguments that carry a secret on the command line, where every user can read it. Never the secret.
+    #[serde(default)]
+    pub secrets: Vec<String>,
+}
+
+/// What a port answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// The address that was asked: loopback, the host's, or a container's.
+    pub address: IpAddr,
+    /// Port at that address.
+    pub port: u16,
+    /// What the answers came to.
+    #[serde(flatten)]
+    pub identity: Identity,
 }
 
 /// A container engine.
@@ -416,6 +438,10 @@ pub struct Unit {
     pub environment: BTreeMap<String, String>,
     /// First word of ExecStart.
     pub exec: Option<String>,
+    /// ExecStart as the unit's files have it, without portcullis's own drop-in; absent when there is not exactly one, or
+    /// when it may hold a secret.
+    #[serde(default)]
+    pub start: Option<String>,
 }
 
 /// A file that portcullis may write.

@@ -3,8 +3,9 @@
 //! Fields are only ever added within a schema version. All text that came from the host is made
 //! safe to print ([`crate::text::clean`]).
 
+use crate::catalog::Access;
 use crate::expose;
-use crate::finding::{Exposure, Finding, Origin, Severity};
+use crate::finding::{Confidence, Exposure, Finding, Origin, Severity};
 use crate::host::{Host, Uncertain};
 use crate::judge::{self, Audit, EndpointVerdict, Judged};
 use crate::policy::Policy;
@@ -78,6 +79,15 @@ pub struct EndpointReport {
     pub container: Option<String>,
     /// Catalog id.
     pub service: Option<String>,
+    /// How sure that is: `guess` (the port), `named` (image, unit, process), `settled` (it answered so).
+    #[serde(default)]
+    pub confidence: Option<Confidence>,
+    /// The version that it told.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// Whether it lets strangers in, as it showed: `open`, `locked`, `unknown`.
+    #[serde(default)]
+    pub access: Access,
     /// Who reaches it, one entry or more a zone and family.
     pub exposure: Vec<ExposureReport>,
     /// Whom the policy admits, in the policy's words; empty: nobody beyond this machine.
@@ -199,7 +209,10 @@ fn endpoint(judged: &Judged) -> EndpointReport {
         process: shown(&endpoint.process),
         unit: shown(&endpoint.unit),
         container: shown(&endpoint.container),
-        service: shown(&endpoint.service),
+        service: endpoint.who().map(|service| service.id.clone()),
+        confidence: endpoint.named().map(|(_, confidence)| confidence),
+        version: endpoint.version().map(clean),
+        access: endpoint.access(),
         exposure: endpoint
             .exposure
             .iter()

@@ -548,6 +548,7 @@ fn init_writes_a_policy_that_parses_whatever_runs_here() {
             comm: process.into(),
             exe: None,
             user: None,
+            ..Process::default()
         }),
         unit: None,
         container: None,

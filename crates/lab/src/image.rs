@@ -221,7 +221,7 @@ fn recipe(release: Release) -> String {
         .collect()
 }
 
-fn cache() -> Result<PathBuf> {
+pub(crate) fn cache() -> Result<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let path = if let Some(path) = variable(CACHE_VARIABLE) {
         PathBuf::from(path)

@@ -41,6 +41,7 @@ mod mirror;
 mod net;
 mod process;
 mod room;
+mod servers;
 mod services;
 
 pub use docker::Docker;
@@ -53,6 +54,7 @@ pub use mirror::MIRROR_VARIABLE;
 pub use net::{Around, End, NetLab, World, address};
 pub use process::{DEFAULT_TIMEOUT, Knock, Output, Process, Program};
 pub use room::{DIR_VARIABLE, base, existing, reap};
+pub use servers::{OLLAMA_VERSION, Server};
 pub use services::Sshd;
 
 /// For the first line of a live test: fails unless this process is root.

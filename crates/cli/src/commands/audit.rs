@@ -11,7 +11,7 @@ use portcullis_core::{expose, judge, report};
 /// Observes, judges, prints. The format never changes the exit code.
 pub fn run(global: &Global, args: &Audit) -> Result<Exit, CliError> {
     let (policy, _) = input::policy(&args.policy)?;
-    let host = input::facts(&args.facts)?;
+    let host = input::probed_facts(&args.facts, &args.probe)?;
     let audit = judge::audit(&host, &policy);
     if args.json {
         print_json(&report::report(&host, &policy, &audit))?;

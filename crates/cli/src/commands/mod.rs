@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod audit;
+pub mod catalog;
 pub mod init;
 pub mod lab;
 pub mod plan;

@@ -93,12 +93,11 @@ fn row(out: &mut String, judged: &Judged, zones: &[&Zone]) {
 
 /// Who answers: the service, where it runs.
 fn who(endpoint: &Endpoint) -> String {
-    let name = endpoint
-        .service
-        .as_deref()
-        .or(endpoint.process.as_deref())
-        .unwrap_or("?");
-    let name = clean(name);
+    let service = endpoint.who().map(|service| service.id.as_str());
+    let mut name = clean(service.or(endpoint.process.as_deref()).unwrap_or("?"));
+    if let Some(version) = endpoint.version().filter(|v| v.len() <= 12) {
+        name = format!("{name} {}", clean(version));
+    }
     match (endpoint.origin, &endpoint.container) {
         (Origin::ContainerAddress, Some(container)) => {
             format!("{} at {}", clean(container), endpoint.id.address)

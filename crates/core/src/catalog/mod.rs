@@ -1,84 +1,35 @@
-//! Services that portcullis knows by sight: a data file, embedded.
+//! Services that portcullis knows: one data file each, embedded, extended or overridden by files of the user.
 
-use crate::finding::Severity;
-use serde::Deserialize;
-use std::sync::LazyLock;
+mod identify;
+mod load;
+mod probe;
+mod range;
+mod service;
 
-/// A service of the catalog.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Service {
-    /// Stable id, as `[[service]] kind` names it.
-    pub id: String,
-    /// Its name for people.
-    pub name: String,
-    /// Default ports that name it well enough by themselves.
-    #[serde(default)]
-    pub ports: Vec<u16>,
-    /// Default ports that many other programs use too.
-    #[serde(default)]
-    pub weak_ports: Vec<u16>,
-    /// Command names as `/proc/PID/comm` has them.
-    #[serde(default)]
-    pub processes: Vec<String>,
-    /// systemd units.
-    #[serde(default)]
-    pub units: Vec<String>,
-    /// Image repositories without tag; those of Docker Hub without a registry host.
-    #[serde(default)]
-    pub images: Vec<String>,
-    /// How bad it is when strangers reach it.
-    pub danger: Severity,
-    /// Completes "Whoever reaches it can …".
-    pub risk: String,
-    /// Made to face strangers.
-    #[serde(default)]
-    pub public: bool,
-    /// How it is told to listen on loopback only.
-    pub loopback: Option<Loopback>,
-}
+pub use identify::{
+    Access, Ask, FOREIGN_HOST, FOREIGN_ORIGIN, Identity, Question, Width, identify,
+};
+pub use load::{Fault, check, extend};
+pub use probe::{Expected, Probe, Reply, Talk, VersionAt};
+pub use range::{mended_in, within};
+pub use service::{AccessProbe, Checked, Hazard, Hole, Kind, Loopback, Service};
 
-/// How a service is told to listen on loopback only.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "kind")]
-pub enum Loopback {
-    /// An environment variable; `{port}` in the value stands for the port that it listens on.
-    Environment {
-        /// Variable.
-        key: String,
-        /// Value.
-        value: String,
-    },
-    /// A command-line argument.
-    Argument {
-        /// As typed.
-        text: String,
-    },
-    /// A line of its own configuration.
-    Setting {
-        /// As written there.
-        text: String,
-    },
-}
+use load::builtin;
+use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    service: Vec<Service>,
-}
+/// What counts in this process: the embedded files, or those with the user's on top.
+static SERVICES: OnceLock<Vec<Service>> = OnceLock::new();
 
-static SERVICES: LazyLock<Vec<Service>> = LazyLock::new(|| {
-    let file: Result<File, _> = toml::from_str(include_str!("../../data/services.toml"));
-    match file {
-        Ok(file) => file.service,
-        // The text is a constant of this program and the test `the_data_file_is_sound` reads it.
-        Err(_) => unreachable!("the embedded catalog is sound"),
-    }
-});
-
-/// Every service, in the order of the data file.
+/// Every service, by id.
 pub fn services() -> &'static [Service] {
-    &SERVICES
+    SERVICES.get_or_init(builtin)
+}
+
+/// Takes a catalog that [`extend`] made for what counts in this process. It has to come before the first look into
+/// the catalog; `false` when that is over.
+pub fn install(services: Vec<Service>) -> bool {
+    SERVICES.set(services).is_ok()
 }
 
 /// The service of this id.
@@ -91,6 +42,8 @@ pub fn service(id: &str) -> Option<&'static Service> {
 pub struct Sight<'a> {
     /// Command name.
     pub process: Option<&'a str>,
+    /// What an interpreter runs: script or module, and the application that it is told to serve.
+    pub script: Option<&'a str>,
     /// systemd unit.
     pub unit: Option<&'a str>,
     /// Container image reference.
@@ -99,33 +52,76 @@ pub struct Sight<'a> {
     pub port: u16,
 }
 
-/// Names the service, or does not: image first, then unit, then process, and last a telling port
+/// What a name by sight rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ground {
+    /// The port alone.
+    Port,
+    /// Image, unit, process or script.
+    Name,
+}
+
+/// Names the service, or does not: image first, then unit, then process and what it runs, and last a telling port
 /// when nothing better is known.
 pub fn recognise(sight: Sight<'_>) -> Option<&'static Service> {
-    if let Some(image) = sight.image {
-        let repository = repository(image);
-        if let Some(found) = services()
-            .iter()
-            .find(|s| s.images.iter().any(|i| i == repository))
-        {
-            return Some(found);
+    recognise_on(sight).map(|(service, _)| service)
+}
+
+/// [`recognise`], and what the name rests on.
+pub fn recognise_on(sight: Sight<'_>) -> Option<(&'static Service, Ground)> {
+    let find = |of: &dyn Fn(&Service) -> bool| services().iter().find(|s| of(s));
+    let by_name = sight
+        .image
+        .and_then(|image| {
+            let repository = repository(image);
+            find(&|s| s.images.iter().any(|i| is_image(i, repository)))
+        })
+        .or_else(|| {
+            let unit = sight.unit?;
+            find(&|s| s.units.iter().any(|u| u == unit))
+        })
+        .or_else(|| {
+            let process = sight.process?;
+            find(&|s| s.processes.iter().any(|p| p == process))
+        })
+        .or_else(|| {
+            let script = sight.script?;
+            find(&|s| s.scripts.iter().any(|name| runs(script, name)))
+        });
+    if let Some(service) = by_name {
+        return Some((service, Ground::Name));
+    }
+    find(&|s| s.ports.contains(&sight.port)).map(|s| (s, Ground::Port))
+}
+
+/// Whom to ask for first: what is known by sight, then those whose default port it is.
+pub fn candidates(sight: Sight<'_>) -> Vec<&'static Service> {
+    let mut found: Vec<&'static Service> = recognise(sight).into_iter().collect();
+    let port = |s: &&Service| s.ports.contains(&sight.port) || s.weak_ports.contains(&sight.port);
+    for service in services().iter().filter(port) {
+        if !found.iter().any(|f| f.id == service.id) {
+            found.push(service);
         }
     }
-    if let Some(unit) = sight.unit
-        && let Some(found) = services()
-            .iter()
-            .find(|s| s.units.iter().any(|u| u == unit))
-    {
-        return Some(found);
+    found
+}
+
+/// `vllm` runs in `vllm.entrypoints.openai.api_server` and in `uvicorn vllm.app:app`, and is no part of `myvllm`.
+fn runs(script: &str, name: &str) -> bool {
+    script.split(' ').any(|word| {
+        word.strip_prefix(name)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', ':']))
+    })
+}
+
+fn is_image(known: &str, repository: &str) -> bool {
+    match known.strip_suffix("/*") {
+        Some(folder) => repository
+            .strip_prefix(folder)
+            .is_some_and(|rest| rest.starts_with('/')),
+        None => known == repository,
     }
-    if let Some(process) = sight.process
-        && let Some(found) = services()
-            .iter()
-            .find(|s| s.processes.iter().any(|p| p == process))
-    {
-        return Some(found);
-    }
-    services().iter().find(|s| s.ports.contains(&sight.port))
 }
 
 /// The repository of an image reference: no tag, no digest, no `docker.io/`.
@@ -136,34 +132,16 @@ fn repository(image: &str) -> &str {
         Some((before, tag)) if !tag.contains('/') => before,
         _ => image,
     };
-    image.strip_prefix("docker.io/").unwrap_or(image)
+    let image = image.strip_prefix("docker.io/").unwrap_or(image);
+    image.strip_prefix("library/").unwrap_or(image)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     fn check(sight: Sight<'_>, id: Option<&str>) {
         assert_eq!(recognise(sight).map(|s| s.id.as_str()), id, "{sight:?}");
-    }
-
-    #[test]
-    fn the_data_file_is_sound() {
-        let ids: BTreeSet<&str> = services().iter().map(|s| s.id.as_str()).collect();
-        assert_eq!(ids.len(), services().len(), "an id twice");
-        let mut ports = BTreeSet::new();
-        for service in services() {
-            for port in &service.ports {
-                assert!(ports.insert(*port), "two services claim port {port}");
-            }
-            assert!(!service.risk.is_empty() && !service.name.is_empty());
-            assert!(
-                service.processes.iter().all(|p| p.len() <= 15),
-                "{}",
-                service.id
-            );
-        }
     }
 
     #[test]
@@ -173,6 +151,7 @@ mod tests {
             unit,
             process,
             port,
+            ..Sight::default()
         };
         check(
             some(Some("ollama/ollama:0.5"), None, None, 80),
@@ -197,6 +176,30 @@ mod tests {
         check(
             some(None, None, Some("llama-server"), 8080),
             Some("llama-cpp"),
+        );
+        let script = |script, port| Sight {
+            process: Some("python3"),
+            script: Some(script),
+            port,
+            ..Sight::default()
+        };
+        check(
+            script("vllm.entrypoints.openai.api_server", 9),
+            Some("vllm"),
+        );
+        check(
+            script("uvicorn mlflow.server.fastapi_app:app", 9),
+            Some("mlflow"),
+        );
+        check(script("myvllm", 9), None);
+        check(
+            some(
+                Some("nvcr.io/nim/meta/llama3-8b-instruct:1"),
+                None,
+                None,
+                8000,
+            ),
+            Some("nvidia-nim"),
         );
         check(some(None, None, None, 8265), Some("ray"));
         check(some(None, None, Some("python3"), 11434), Some("ollama"));

@@ -1,14 +1,14 @@
 //! What can be connected to: sockets, published ports, containers' own addresses, DNAT rules.
 
 use super::{Candidate, wildcard};
-use crate::catalog::{self, Sight};
+use crate::catalog::{self, Ground, Identity, Sight};
 use crate::finding::{Endpoint, EndpointId, Origin};
 use crate::host::{Container, Host, Socket};
 use crate::zones::canonical;
 use reach::Proto;
 use reach::ir::{Key, Match, NatKind, Rule, RuleVerdict, Statement, Values};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Programs that hold a published port for a container.
 const PROXIES: [&str; 7] = [
@@ -30,6 +30,9 @@ pub(super) fn candidates(host: &Host) -> Vec<Candidate> {
     sockets(host, &mut found);
     dnat(host, &mut found);
     container_addresses(host, &mut found);
+    for candidate in &mut found {
+        candidate.endpoint.seen = seen(host, &candidate.endpoint);
+    }
     found
 }
 
@@ -37,8 +40,40 @@ fn containers(host: &Host) -> impl Iterator<Item = &Container> {
     host.engines.iter().flat_map(|e| &e.containers)
 }
 
-fn service(sight: Sight<'_>) -> Option<String> {
-    catalog::recognise(sight).map(|s| s.id.clone())
+fn service(sight: Sight<'_>) -> (Option<String>, Option<Ground>) {
+    match catalog::recognise_on(sight) {
+        Some((service, ground)) => (Some(service.id.clone()), Some(ground)),
+        None => (None, None),
+    }
+}
+
+/// What was answered when an endpoint was asked: a container at its own address, everything else at loopback or at
+/// the address it is bound to.
+fn seen(host: &Host, endpoint: &Endpoint) -> Option<Identity> {
+    let id = &endpoint.id;
+    if id.proto != Proto::Tcp {
+        return None;
+    }
+    let at = |address: IpAddr, port: u16| {
+        let mut all = host.seen.iter();
+        all.find(|s| (s.address, s.port) == (address, port))
+            .map(|s| s.identity.clone())
+    };
+    match endpoint.origin {
+        Origin::ContainerAddress => at(id.address, id.port),
+        Origin::Published => {
+            let container =
+                containers(host).find(|c| Some(&c.name) == endpoint.container.as_ref())?;
+            let mut published = container.published.iter();
+            let publish = published.find(|p| (p.proto, p.host_port) == (id.proto, id.port))?;
+            let mut own = container.addresses.iter();
+            own.find_map(|a| at(a.address, publish.container_port))
+        }
+        Origin::Socket if id.address.is_unspecified() => at(Ipv4Addr::LOCALHOST.into(), id.port)
+            .or_else(|| at(Ipv6Addr::LOCALHOST.into(), id.port)),
+        Origin::Socket => at(id.address, id.port),
+        Origin::Dnat => None,
+    }
 }
 
 fn published(host: &Host, found: &mut Vec<Candidate>) {
@@ -57,6 +92,11 @@ fn published(host: &Host, found: &mut Vec<Candidate>) {
                 twin.widen(v4, v6);
                 continue;
             }
+            let (service, ground) = service(Sight {
+                image: Some(&container.image),
+                port: publish.container_port,
+                ..Sight::default()
+            });
             found.push(Candidate {
                 endpoint: Endpoint {
                     id: EndpointId {
@@ -68,11 +108,9 @@ fn published(host: &Host, found: &mut Vec<Candidate>) {
                     process: None,
                     unit: None,
                     container: name,
-                    service: service(Sight {
-                        image: Some(&container.image),
-                        port: publish.container_port,
-                        ..Sight::default()
-                    }),
+                    service,
+                    ground,
+                    seen: None,
                     exposure: Vec::new(),
                 },
                 v4,
@@ -106,6 +144,13 @@ fn sockets(host: &Host, found: &mut Vec<Candidate>) {
             .and_then(|id| containers(host).find(|c| c.id == id))
             .map(|c| c.image.as_str());
         let process = socket.process.as_ref().map(|p| p.comm.as_str());
+        let (service, ground) = service(Sight {
+            process,
+            script: socket.process.as_ref().and_then(|p| p.script.as_deref()),
+            unit: socket.unit.as_deref(),
+            image,
+            port: socket.port,
+        });
         found.push(Candidate {
             endpoint: Endpoint {
                 id: EndpointId {
@@ -117,12 +162,9 @@ fn sockets(host: &Host, found: &mut Vec<Candidate>) {
                 process: process.map(str::to_owned),
                 unit: socket.unit.clone(),
                 container,
-                service: service(Sight {
-                    process,
-                    unit: socket.unit.as_deref(),
-                    image,
-                    port: socket.port,
-                }),
+                service,
+                ground,
+                seen: None,
                 exposure: Vec::new(),
             },
             v4,
@@ -203,6 +245,10 @@ fn dnat(host: &Host, found: &mut Vec<Candidate>) {
         if covered {
             continue;
         }
+        let (service, ground) = service(Sight {
+            port,
+            ..Sight::default()
+        });
         found.push(Candidate {
             endpoint: Endpoint {
                 id: EndpointId {
@@ -214,10 +260,9 @@ fn dnat(host: &Host, found: &mut Vec<Candidate>) {
                 process: None,
                 unit: None,
                 container: None,
-                service: service(Sight {
-                    port,
-                    ..Sight::default()
-                }),
+                service,
+                ground,
+                seen: None,
                 exposure: Vec::new(),
             },
             v4,
@@ -304,6 +349,11 @@ fn container_addresses(host: &Host, found: &mut Vec<Candidate>) {
                     .find(|n| n.name == at.network)
                     .map_or("", |n| n.driver.as_str());
                 for (proto, port) in ports_of(host, container, at.address) {
+                    let (service, ground) = service(Sight {
+                        image: Some(&container.image),
+                        port,
+                        ..Sight::default()
+                    });
                     found.push(Candidate {
                         endpoint: Endpoint {
                             id: EndpointId {
@@ -315,11 +365,9 @@ fn container_addresses(host: &Host, found: &mut Vec<Candidate>) {
                             process: None,
                             unit: None,
                             container: Some(container.name.clone()),
-                            service: service(Sight {
-                                image: Some(&container.image),
-                                port,
-                                ..Sight::default()
-                            }),
+                            service,
+                            ground,
+                            seen: None,
                             exposure: Vec::new(),
                         },
                         v4: at.address.is_ipv4(),

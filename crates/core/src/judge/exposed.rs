@@ -1,8 +1,9 @@
 //! Endpoints that somebody reaches who should not, and those that somebody should reach and cannot.
 
+use super::services::how_to_bind;
 use super::words::{deciding, evidence, strangers, what, who};
 use super::{APPLY, Case, Complete, EndpointVerdict, Judged, finding};
-use crate::catalog;
+use crate::catalog::Access;
 use crate::finding::{Endpoint, Exposure, Finding, Origin, Severity, Zone};
 use crate::text::{clean, list};
 use reach::{AddrSet, Piece, Proto, Verdict};
@@ -83,11 +84,19 @@ fn exposed(case: &Case<'_>, judged: &Judged, surely: bool) -> Option<Finding> {
     );
     let mut found = finding(&id, worst.severity, title);
     found.endpoint = Some(endpoint.id.clone());
-    if let Some(service) = endpoint.service.as_deref().and_then(catalog::service) {
+    if let Some(service) = endpoint.who() {
+        let first = match endpoint.access() {
+            Access::Open => "it asks for no key: whoever",
+            Access::Locked => "it asks for a key; whoever has one and",
+            Access::Unknown => "whoever",
+        };
         found = found.shows(format!(
-            "whoever reaches {} can {}",
+            "{first} reaches {} can {}",
             service.name, service.risk
         ));
+        if let Some(how) = how_to_bind(case.host, endpoint, service) {
+            found = found.shows(format!("for this machine only: {how}"));
+        }
     }
     for hole in holes.iter().take(6) {
         if let Some(piece) = deciding(hole.exposure, hole.set) {
@@ -107,7 +116,7 @@ fn exposed(case: &Case<'_>, judged: &Judged, surely: bool) -> Option<Finding> {
 /// A container's endpoint: "Ollama in container ai at its own address (172.17.0.2 port 80/tcp)".
 fn inside(endpoint: &Endpoint) -> String {
     let id = &endpoint.id;
-    let service = endpoint.service.as_deref().and_then(catalog::service);
+    let service = endpoint.who();
     format!(
         "{}container {} at its own address ({} port {}/{})",
         service.map_or_else(String::new, |s| format!("{} in ", s.name)),
@@ -127,22 +136,48 @@ fn severity(
     surely: bool,
 ) -> Severity {
     let endpoint = &judged.endpoint;
-    let service = endpoint.service.as_deref().and_then(catalog::service);
-    let base = match (service, endpoint.id.proto) {
+    let base = match (endpoint.who(), endpoint.id.proto) {
+        // A key was really asked for: less than open, and more than nothing.
+        (Some(service), _) if endpoint.access() == Access::Locked => lowered(service.danger, 1),
         (Some(service), _) => service.danger,
         (None, Proto::Udp) => Severity::Low,
         (None, _) => Severity::High,
     };
+    lowered(base, steps(case, zone, set, surely))
+}
+
+/// How far sources are from "everybody": 0 for strangers on the Internet.
+fn steps(case: &Case<'_>, zone: &Zone, set: &AddrSet, surely: bool) -> u8 {
     let strangers = zone.id == "internet" && !strangers(case.host, zone, set).is_empty();
-    let mut steps = match zone.id.split(':').next() {
+    let steps = match zone.id.split(':').next() {
         Some("internet") if strangers => 0,
         Some("internet" | "lan") => 1,
         _ => 2,
     };
-    if !surely {
-        steps += 1;
-    }
-    (0..steps).fold(base, |severity, _| match severity {
+    steps + u8::from(!surely)
+}
+
+/// The nearest to "everybody" of all who get in or may, wanted or not; `None` when nobody beyond this machine does.
+pub(super) fn distance(case: &Case<'_>, judged: &Judged) -> Option<u8> {
+    let exposures = judged.endpoint.exposure.iter();
+    exposures
+        .flat_map(|exposure| {
+            [
+                (exposure, &exposure.admitted, true),
+                (exposure, &exposure.conditional, false),
+            ]
+        })
+        .filter(|(_, set, _)| !set.is_empty())
+        .filter_map(|(exposure, set, surely)| {
+            let zone = case.zones.iter().find(|z| z.id == exposure.zone)?;
+            Some(steps(case, zone, set, surely))
+        })
+        .min()
+}
+
+/// A severity some steps lower, never below low.
+pub(super) fn lowered(severity: Severity, steps: u8) -> Severity {
+    (0..steps).fold(severity, |severity, _| match severity {
         Severity::Critical => Severity::High,
         Severity::High => Severity::Medium,
         _ => Severity::Low,

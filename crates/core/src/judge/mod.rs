@@ -10,6 +10,7 @@ mod exposed;
 mod fail2ban;
 mod guard;
 mod intent;
+mod services;
 mod ssh;
 
 mod ufw;
@@ -119,6 +120,7 @@ pub fn audit(host: &Host, policy: &Policy) -> Audit {
     let mut findings = Vec::new();
     for room in [
         exposed::findings,
+        services::findings,
         docker::findings,
         engines::findings,
         ufw::findings,

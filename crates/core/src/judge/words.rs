@@ -1,6 +1,5 @@
 //! Endpoints, sources and rules in plain words; all names in them are made safe to print.
 
-use crate::catalog;
 use crate::finding::{Endpoint, Exposure, Origin, Zone};
 use crate::host::Host;
 use crate::text::{clean, list};
@@ -16,9 +15,12 @@ pub(super) fn what(endpoint: &Endpoint) -> String {
         Origin::ContainerAddress => format!("{} port {port}", id.address),
         _ => port.clone(),
     };
-    let service = endpoint.service.as_deref().and_then(catalog::service);
+    let service = endpoint.who();
     match (service, &endpoint.container, &endpoint.process) {
-        (Some(service), ..) => format!("{} ({at})", service.name),
+        (Some(service), ..) => match endpoint.version() {
+            Some(version) => format!("{} {} ({at})", service.name, clean(version)),
+            None => format!("{} ({at})", service.name),
+        },
         (None, Some(container), _) => format!("container {} ({at})", clean(container)),
         (None, None, Some(process)) => format!("{} ({at})", clean(process)),
         (None, None, None) => format!("port {port}"),

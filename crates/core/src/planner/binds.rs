@@ -2,14 +2,16 @@
 //!
 //! A native service with a systemd unit gets a drop-in, never a new unit.
 
+use super::command::with_argument;
 use super::grants;
 use super::{Draft, bridge, files, systemd};
 use crate::catalog::{self, Loopback, Service};
-use crate::host::{Host, Unit};
+use crate::host::{Host, Socket, Unit};
 use crate::plan::{Action, SystemdVerb};
 use crate::policy::{Policy, Reach, Source, ZoneRef};
 use crate::text::clean;
 use reach::Proto;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 pub(super) fn plan(host: &Host, policy: &Policy, draft: &mut Draft) {
@@ -44,11 +46,32 @@ pub(super) fn plan(host: &Host, policy: &Policy, draft: &mut Draft) {
                     restarts.extend(restart.then(|| (name.clone(), service.name.clone())));
                 }
                 if closed {
-                    outside_units(host, service, &format!("{key}={value}"), draft);
+                    outside_units(host, service, &format!("{key}={value}"), &[], draft);
                 }
             }
-            Some(Loopback::Argument { text } | Loopback::Setting { text }) if closed => {
-                outside_units(host, service, text, draft);
+            Some(Loopback::Argument { text, instead_of }) => {
+                let mut settled = Vec::new();
+                for name in units_of(host, service) {
+                    let told = Told {
+                        service,
+                        unit: &name,
+                        text,
+                        instead_of,
+                    };
+                    let (files, restart) = if closed {
+                        told.close(host, draft, &mut settled)
+                    } else {
+                        told.open(host, draft)
+                    };
+                    reload |= files;
+                    restarts.extend(restart.then(|| (name.clone(), service.name.clone())));
+                }
+                if closed {
+                    outside_units(host, service, text, &settled, draft);
+                }
+            }
+            Some(Loopback::Setting { text }) if closed => {
+                outside_units(host, service, text, &[], draft);
             }
             _ => {}
         }
@@ -184,8 +207,104 @@ impl Bind<'_> {
     }
 }
 
+/// Units of a service: those that the catalog names, and those that hold its sockets whatever they are called.
+fn units_of(host: &Host, service: &'static Service) -> BTreeSet<String> {
+    let holding = grants::sockets_of(host, &service.id).filter(|s| s.container.is_none());
+    service
+        .units
+        .iter()
+        .cloned()
+        .chain(holding.filter_map(|s| s.unit.clone()))
+        .filter(|unit| host.units.contains_key(unit) && files::is_managed(&files::dropin(unit)))
+        .collect()
+}
+
+/// A unit whose command gets an argument.
+struct Told<'a> {
+    service: &'static Service,
+    unit: &'a str,
+    text: &'a str,
+    instead_of: &'a [String],
+}
+
+impl Told<'_> {
+    /// As [`Bind::close`]; a unit that needs no word to the operator goes to `settled`.
+    fn close(&self, host: &Host, draft: &mut Draft, settled: &mut Vec<String>) -> (bool, bool) {
+        let Some(unit) = host.units.get(self.unit).filter(|u| u.load == "loaded") else {
+            return (false, false);
+        };
+        let path = files::dropin(self.unit);
+        let own = |s: &&Socket| s.unit.as_deref() == Some(self.unit);
+        let sockets: Vec<&Socket> = grants::sockets_of(host, &self.service.id)
+            .filter(own)
+            .collect();
+        let open_now = sockets.iter().any(|s| !s.address.is_loopback());
+        let port = sockets.first().map(|s| s.port);
+        let Some(port) = port.or_else(|| self.service.ports.first().copied()) else {
+            return (false, false);
+        };
+        let text = self.text.replace("{port}", &port.to_string());
+        // What could not be read of the file is not written over.
+        let known = host.files.contains_key(&path);
+        if !(known && (open_now || files::exists(host, &path))) {
+            return (false, false);
+        }
+        let start = unit.start.as_deref();
+        let Some(command) = start.and_then(|s| with_argument(s, &text, self.instead_of)) else {
+            return (false, false);
+        };
+        let written = files::write(
+            host,
+            draft,
+            &path,
+            format!(
+                "# Written by portcullis: the policy keeps {} on this machine.\n[Service]\nExecStart=\nExecStart={command}\n",
+                self.service.name,
+            ),
+            &format!(
+                "{} listens on every address, so only the firewall stands between it and strangers",
+                self.service.name
+            ),
+            &["exposed-to-internet"],
+        );
+        if open_now && !written {
+            draft.note(
+                format!(
+                    "{} listens beyond this machine although its drop-in says {}: something else sets another address; the firewall keeps strangers out",
+                    self.service.name, text
+                ),
+                Some(format!("systemctl cat {}", self.unit)),
+            );
+        }
+        settled.push(self.unit.to_owned());
+        let running = matches!(unit.active.as_str(), "active" | "activating" | "reloading");
+        (written, running && written)
+    }
+
+    /// The policy admits networks now, so the drop-in of an earlier policy goes.
+    fn open(&self, host: &Host, draft: &mut Draft) -> (bool, bool) {
+        let path = files::dropin(self.unit);
+        if !files::exists(host, &path) {
+            return (false, false);
+        }
+        draft.change(
+            format!("the policy lets others reach {}", self.service.name),
+            &[],
+            Action::RemoveFile { path },
+        );
+        let unit = host.units.get(self.unit);
+        (true, unit.is_some_and(|u| u.active == "active"))
+    }
+}
+
 /// Sockets of the service that belong to no unit of it: started by hand, by another unit or another manager.
-fn outside_units(host: &Host, service: &'static Service, how: &str, draft: &mut Draft) {
+fn outside_units(
+    host: &Host,
+    service: &'static Service,
+    how: &str,
+    settled: &[String],
+    draft: &mut Draft,
+) {
     for socket in grants::sockets_of(host, &service.id) {
         let env = matches!(service.loopback, Some(Loopback::Environment { .. }));
         let own_unit = socket
@@ -193,8 +312,12 @@ fn outside_units(host: &Host, service: &'static Service, how: &str, draft: &mut 
             .as_ref()
             .is_some_and(|unit| service.units.contains(unit));
         let bridge = socket.unit.as_deref() == Some(bridge::SOCKET);
+        let done = socket
+            .unit
+            .as_ref()
+            .is_some_and(|unit| settled.contains(unit));
         let elsewhere = socket.address.is_loopback() || socket.container.is_some() || bridge;
-        if elsewhere || (env && own_unit) {
+        if elsewhere || done || (env && own_unit) {
             continue;
         }
         let who = match &socket.unit {

@@ -1,9 +1,11 @@
 //! The files that portcullis owns as a whole: their paths, and when they are written.
 
 use super::Draft;
+use crate::catalog;
 use crate::host::Host;
 use crate::plan::Action;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 
 /// The guard's script, loaded at boot and by fail2ban when the table is gone.
 pub const GUARD_FILE: &str = "/etc/portcullis/guard.nft";
@@ -17,25 +19,54 @@ pub const GUARD_DROPIN: &str = "/etc/systemd/system/nftables.service.d/portculli
 pub const ACTION_FILE: &str = "/etc/fail2ban/action.d/portcullis.conf";
 /// fail2ban's sshd jail.
 pub const JAIL_FILE: &str = "/etc/fail2ban/jail.d/portcullis.local";
-/// Drop-in that binds Ollama to loopback; see [`dropin`].
-pub const OLLAMA_DROPIN: &str = "/etc/systemd/system/ollama.service.d/zz-portcullis.conf";
 
-/// Every file that a plan may write or remove. [`Host::files`] must say of each what is there.
-pub const MANAGED_FILES: &[&str] = &[
+/// Files that a plan may write or remove on every host.
+const ALWAYS: [&str; 7] = [
     ACTION_FILE,
     GUARD_DROPIN,
     GUARD_FILE,
     GUARD_UNIT_FILE,
     JAIL_FILE,
-    OLLAMA_DROPIN,
     super::bridge::SERVICE_FILE,
     super::bridge::SOCKET_FILE,
-    "/etc/systemd/system/open-webui.service.d/zz-portcullis.conf",
-    "/etc/systemd/system/qdrant.service.d/zz-portcullis.conf",
 ];
 
+/// Every file that a plan may write or remove: those of every host, and the drop-ins of the catalog's units and of
+/// `units`, which are those that hold a listening socket. [`Host::files`] must say of each what is there.
+pub fn managed_files<'a>(units: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
+    let bound = |s: &&catalog::Service| {
+        use catalog::Loopback::{Argument, Environment};
+        matches!(s.loopback, Some(Environment { .. } | Argument { .. }))
+    };
+    let known = catalog::services().iter().filter(bound);
+    let known = known.flat_map(|s| &s.units).map(String::as_str);
+    let dropins = known.chain(units).filter(|u| is_unit(u)).map(dropin);
+    ALWAYS
+        .iter()
+        .map(|f| (*f).to_owned())
+        .chain(dropins)
+        .collect()
+}
+
+/// Whether a plan may write or remove a file.
+pub(super) fn is_managed(path: &str) -> bool {
+    let unit = path
+        .strip_prefix("/etc/systemd/system/")
+        .and_then(|rest| rest.strip_suffix(".d/zz-portcullis.conf"));
+    ALWAYS.contains(&path) || unit.is_some_and(is_unit)
+}
+
+/// A service's name as systemd.unit(5) has it, and no path.
+fn is_unit(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b);
+    name.ends_with(".service")
+        && name.len() < 200
+        && !name.starts_with(['-', '.'])
+        && name.bytes().all(plain)
+}
+
 /// The drop-in of a unit that binds its service. Its name sorts behind `override.conf`, so it wins.
-pub(super) fn dropin(unit: &str) -> String {
+pub fn dropin(unit: &str) -> String {
     format!("/etc/systemd/system/{unit}.d/zz-portcullis.conf")
 }
 

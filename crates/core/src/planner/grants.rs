@@ -135,6 +135,7 @@ pub(super) fn sockets_of<'a>(host: &'a Host, kind: &'a str) -> impl Iterator<Ite
             && !s.in_container_netns
             && catalog::recognise(Sight {
                 process: s.process.as_ref().map(|p| p.comm.as_str()),
+                script: s.process.as_ref().and_then(|p| p.script.as_deref()),
                 unit: s.unit.as_deref(),
                 image: None,
                 port: s.port,

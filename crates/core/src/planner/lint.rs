@@ -1,6 +1,6 @@
 //! What every plan must satisfy, whatever it was made from.
 
-use super::files::{GUARD_FILE, GUARD_UNIT, MANAGED_FILES};
+use super::files::{GUARD_FILE, GUARD_UNIT, is_managed};
 use crate::host::Host;
 use crate::plan::{Action, Plan, SystemdVerb, UfwOp};
 use crate::policy::Policy;
@@ -40,7 +40,7 @@ pub fn lint(plan: &Plan, host: &Host, ssh_may_shut: bool) -> Vec<Fault> {
                 mode,
                 content,
             } => {
-                if !MANAGED_FILES.contains(&path.as_str()) {
+                if !is_managed(path) {
                     fault(at, "only files that portcullis owns are written");
                 }
                 if mode & 0o022 != 0 || content.is_empty() {
@@ -51,7 +51,7 @@ pub fn lint(plan: &Plan, host: &Host, ssh_may_shut: bool) -> Vec<Fault> {
                 }
             }
             Action::RemoveFile { path } => {
-                if !MANAGED_FILES.contains(&path.as_str()) {
+                if !is_managed(path) {
                     fault(at, "only files that portcullis owns are removed");
                 }
                 if path.starts_with("/etc/systemd/") && !after(at, &is_daemon_reload) {

@@ -6,6 +6,7 @@
 
 mod binds;
 mod bridge;
+mod command;
 mod describe;
 mod fail2ban;
 mod files;
@@ -19,8 +20,8 @@ mod ufw;
 
 pub use describe::{command, describe};
 pub use files::{
-    ACTION_FILE, GUARD_DROPIN, GUARD_FILE, GUARD_UNIT, GUARD_UNIT_FILE, JAIL_FILE, MANAGED_FILES,
-    OLLAMA_DROPIN,
+    ACTION_FILE, GUARD_DROPIN, GUARD_FILE, GUARD_UNIT, GUARD_UNIT_FILE, JAIL_FILE, dropin,
+    managed_files,
 };
 pub use lint::{Fault, lint};
 

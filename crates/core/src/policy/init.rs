@@ -123,6 +123,7 @@ fn listening(host: &Host) -> BTreeMap<(Proto, u16), Seen> {
         let process = socket.process.as_ref().map(|p| p.comm.as_str());
         let sight = Sight {
             process,
+            script: socket.process.as_ref().and_then(|p| p.script.as_deref()),
             unit: socket.unit.as_deref(),
             image: None,
             port: socket.port,

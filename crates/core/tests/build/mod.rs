@@ -113,6 +113,7 @@ pub fn socket(process: &str, address: &str, port: u16) -> Socket {
             comm: process.into(),
             exe: None,
             user: Some("root".into()),
+            ..Process::default()
         }),
         unit: None,
         container: None,

@@ -4,7 +4,7 @@ use super::disk::{self, Disk};
 use super::gaps::{Gaps, words};
 use crate::exec::Program;
 use portcullis_core::host::{FileFact, Uncertain};
-use portcullis_core::planner::MANAGED_FILES;
+use portcullis_core::planner::managed_files;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io;
@@ -145,13 +145,16 @@ pub(super) fn nftables_flush(disk: &Disk) -> Option<String> {
 }
 
 /// The files that portcullis may write. One that cannot be read is left out, and is a gap.
-pub(super) fn files(disk: &Disk) -> (BTreeMap<String, Option<FileFact>>, Gaps) {
+pub(super) fn files<'a>(
+    disk: &Disk,
+    units: impl IntoIterator<Item = &'a str>,
+) -> (BTreeMap<String, Option<FileFact>>, Gaps) {
     let mut gaps = Gaps::default();
     let mut files = BTreeMap::new();
-    for path in MANAGED_FILES {
-        match file(disk, path) {
+    for path in managed_files(units) {
+        match file(disk, &path) {
             Ok(fact) => {
-                files.insert((*path).to_owned(), fact);
+                files.insert(path, fact);
             }
             Err(error) => gaps.add("files", format!("{path}: {error}"), Uncertain::Mechanism),
         }
@@ -204,20 +207,21 @@ mod tests {
     fn managed_files_with_hash_and_owner() {
         let folder = tempfile::tempdir().unwrap();
         let disk = Disk::new(folder.path());
-        let (facts, gaps) = files(&disk);
-        assert!(facts.len() == MANAGED_FILES.len() && facts.values().all(Option::is_none));
+        let (facts, gaps) = files(&disk, ["ours.service", "../x.service"]);
+        let managed: Vec<String> = managed_files(["ours.service"]).into_iter().collect();
+        assert!(facts.keys().eq(&managed) && facts.values().all(Option::is_none));
         assert!(gaps.list().is_empty());
-        let path = disk.path(MANAGED_FILES[0]);
+        let path = disk.path(&managed[0]);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, "abc").unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
         // What is there and no file is a gap, not "missing".
-        std::fs::create_dir_all(disk.path(MANAGED_FILES[1])).unwrap();
-        let (facts, gaps) = files(&disk);
-        let fact = facts[MANAGED_FILES[0]].as_ref().unwrap();
+        std::fs::create_dir_all(disk.path(&managed[1])).unwrap();
+        let (facts, gaps) = files(&disk, ["ours.service"]);
+        let fact = facts[&managed[0]].as_ref().unwrap();
         assert_eq!((fact.size, fact.mode), (3, 0o640));
         assert!(fact.sha256.starts_with("ba7816bf"));
-        assert!(!facts.contains_key(MANAGED_FILES[1]));
+        assert!(!facts.contains_key(&managed[1]));
         assert_eq!(gaps.list().len(), 1);
     }
 

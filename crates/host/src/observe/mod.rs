@@ -4,6 +4,7 @@
 //! Nothing is changed by looking: no module is loaded on purpose, no table made, no file written.
 //! Everything that is read is bounded in size, everything that is waited for in time.
 
+mod arguments;
 mod disk;
 mod docker;
 mod facts;
@@ -15,6 +16,7 @@ mod rules;
 mod snapshot;
 mod sockets;
 mod sshd;
+mod start;
 mod systemd;
 mod ufw;
 
@@ -126,11 +128,12 @@ pub fn observe_with(options: &Options) -> Host {
         let users = sockets::users(&users);
         host.sockets = sockets::of_host(&processes, &host.net, &users, &mut gaps);
         let owners = owners(&host.sockets);
+        let names = owners.iter().map(String::as_str);
+        host.files = taken(facts::files(&disk, names), &mut gaps);
         let units = scope.spawn(move || match systemd {
             true => systemd::read(&owners),
             false => Default::default(),
         });
-        host.files = taken(facts::files(&disk), &mut gaps);
         host.ufw = taken(ufw::read(&disk), &mut gaps);
 
         host.engines = room(

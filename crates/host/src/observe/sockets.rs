@@ -1,5 +1,6 @@
 //! Who listens: sockets joined to process, unit and container, on the host and in containers.
 
+use super::arguments;
 use super::gaps::{Gaps, words};
 use super::systemd::Listen;
 use kernel::{Processes, Runtime};
@@ -172,6 +173,8 @@ fn join(
                     .cloned()
                     .unwrap_or_else(|| process.uid.to_string()),
             ),
+            script: arguments::script(&process.cmdline),
+            secrets: arguments::secrets(&process.cmdline),
         }),
         unit: owner
             .and_then(|process| process.unit.as_ref())

@@ -133,6 +133,10 @@ fn parse(text: &str) -> Units {
                     .extend(text.lines().filter_map(assignment_line));
             }
         }
+        if name.ends_with(".service") && unit.load == "loaded" {
+            let own = unit.fragment.iter().chain(&unit.drop_ins);
+            unit.start = super::start::start(own.map(String::as_str));
+        }
         let there = unit.load != "not-found"
             || !matches!(unit.active.as_str(), "inactive" | "")
             || !unit.drop_ins.is_empty();
@@ -319,6 +323,7 @@ ActiveState=active
                 ]
                 .into(),
                 exec: Some("/usr/local/bin/ollama".to_owned()),
+                start: None,
             }
         );
         let listens: Vec<_> = units

@@ -56,8 +56,8 @@ pub(super) fn debian12() -> Host {
     for name in PACKAGES {
         host.packages.insert((*name).into(), Some("1".into()));
     }
-    for path in super::MANAGED_FILES {
-        host.files.insert((*path).into(), None);
+    for path in super::managed_files([]) {
+        host.files.insert(path, None);
     }
     host.units = BTreeMap::from([
         ("ollama.service".into(), unit("active", "enabled")),
@@ -120,6 +120,7 @@ fn socket(address: &str, port: u16, comm: &str, unit: &str) -> Socket {
             comm: comm.into(),
             exe: None,
             user: None,
+            ..Process::default()
         }),
         unit: Some(unit.into()),
         container: None,

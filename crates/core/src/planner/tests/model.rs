@@ -145,6 +145,18 @@ fn systemd(host: &mut Host, unit: &str, verb: SystemdVerb) {
     if unit == "fail2ban.service" {
         host.fail2ban.as_mut().expect("fail2ban is installed").alive = true;
     }
+    // A drop-in of ours with a command of its own tells the service to listen on loopback.
+    let ours = host
+        .files
+        .get(&crate::planner::dropin(unit))
+        .is_some_and(Option::is_some);
+    if ours && unit != "ollama.service" && host.units[unit].start.is_some() {
+        for socket in &mut host.sockets {
+            if socket.unit.as_deref() == Some(unit) {
+                socket.address = "127.0.0.1".parse().expect("an address");
+            }
+        }
+    }
     let told = host.units[unit].environment.get("OLLAMA_HOST").cloned();
     if unit == "ollama.service" {
         // As Ollama reads it: without the variable it listens on loopback.

@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::host::UfwRule;
-use crate::planner::{
-    ACTION_FILE, GUARD_FILE, GUARD_UNIT_FILE, JAIL_FILE, OLLAMA_DROPIN, Refusal, guard,
-};
+use crate::planner::{ACTION_FILE, GUARD_FILE, GUARD_UNIT_FILE, JAIL_FILE, Refusal, guard};
 use reach::Backend;
 use reach::ir::{Chain, Family, Table};
+
+const OLLAMA_DROPIN: &str = "/etc/systemd/system/ollama.service.d/zz-portcullis.conf";
 
 fn rule(number: u32, action: &str, port: &str, proto: &str) -> UfwRule {
     UfwRule {
@@ -557,18 +557,42 @@ fn hostile_names_stay_out_of_rules_and_are_shown_harmless() {
     refused(&host, &lan, "interface name");
 }
 
-/// Every unit that can be bound by a variable has its drop-in among the files that observation reads.
+/// A service that reads no variable gets its own command with one argument changed; the unit's file stays.
 #[test]
-fn managed_files_cover_the_catalog() {
-    for service in crate::catalog::services() {
-        if let Some(crate::catalog::Loopback::Environment { .. }) = service.loopback {
-            for unit in &service.units {
-                let path = crate::planner::files::dropin(unit);
-                assert!(
-                    crate::planner::MANAGED_FILES.contains(&path.as_str()),
-                    "{path}"
-                );
-            }
+fn vllm_is_told_where_to_listen_by_its_command() {
+    let vllm = policy(
+        "version = 1\n[[allow]]\nport = \"ssh\"\nfrom = \"anywhere\"\n[[service]]\nkind = \"vllm\"\nreach = \"loopback\"\n",
+    );
+    for (name, process) in [("vllm.service", "python3"), ("our-model.service", "vllm")] {
+        let mut host = debian12();
+        host.sockets.push(socket("0.0.0.0", 8000, process, name));
+        host.files.insert(crate::planner::dropin(name), None);
+        let start = "/opt/vllm/bin/vllm serve --host 0.0.0.0 Qwen/Qwen3-4B --port 8000";
+        let fact = Unit {
+            start: Some(start.into()),
+            ..unit("active", "enabled")
+        };
+        host.units.insert(name.into(), fact.clone());
+        let plan = settled(&host, &vllm, &CALM);
+        assert_eq!(
+            file(&plan, &crate::planner::dropin(name)),
+            "# Written by portcullis: the policy keeps vLLM on this machine.\n[Service]\nExecStart=\nExecStart=/opt/vllm/bin/vllm serve Qwen/Qwen3-4B --port 8000 --host 127.0.0.1\n"
+        );
+        assert!(commands(&plan).contains(&format!("systemctl restart {name}")));
+        // A command that a shell runs, or that was kept out of the facts, is shown and left.
+        for start in [None, Some("/bin/sh -c vllm".to_owned())] {
+            let fact = Unit {
+                start,
+                ..fact.clone()
+            };
+            host.units.insert(name.into(), fact);
+            let plan = settled(&host, &vllm, &CALM);
+            assert!(!commands(&plan).contains(name), "{}", commands(&plan));
+            let said = plan
+                .notes
+                .iter()
+                .any(|n| n.command.as_deref() == Some("--host 127.0.0.1"));
+            assert!(said, "{:?}", plan.notes);
         }
     }
 }
