@@ -375,6 +375,16 @@ fn real_servers_are_recognised_found_exposed_closed_and_found_closed() {
         );
     }
     drop(running);
+    // Ray's daemons have sessions of their own.
+    let stop = server.command(&[&kit.venv("ray"), "stop", "--force"]);
+    stop.timeout(START).run().unwrap();
+    for case in &cases {
+        let begun = Instant::now();
+        while server.connect(LOOPBACK, case.port, SOON).unwrap() {
+            assert!(begun.elapsed() < START, "{} does not end", case.service);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
 
     // As people open them.
     let _running = start(server, &cases, true);

@@ -129,7 +129,7 @@ impl Server {
 
 fn ollama(folder: &Path, at: &str) -> Result<()> {
     let (modules, cache) = (format!("{at}/mod"), format!("{at}/build"));
-    let environment = [
+    let environment: [(&str, &str); 4] = [
         ("GOBIN", at),
         ("GOMODCACHE", &modules),
         ("GOCACHE", &cache),

@@ -196,7 +196,7 @@ impl Probe {
     /// What one probe of the catalog must not be.
     pub(super) fn faults(&self, faults: &mut Vec<String>) {
         let path = &self.path;
-        if self.talk.is_some() == !path.is_empty() {
+        if self.talk.is_some() != path.is_empty() {
             faults.push("a probe has either `path` or `talk`".to_owned());
             return;
         }

@@ -33,8 +33,7 @@ pub(super) fn script(cmdline: &[String]) -> Option<String> {
         script.push(' ');
         script.push_str(word);
     }
-    script.truncate(script.floor_char_boundary(256));
-    Some(script)
+    Some(script.chars().take(256).collect())
 }
 
 /// The names of arguments that carry a secret for everybody to read with ps(1): `--api-key`, `--ServerApp.token`.
