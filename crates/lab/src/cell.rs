@@ -12,6 +12,10 @@ use std::thread;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use rustix::thread::{
+    CapabilitySet, capabilities, capability_is_in_bounding_set,
+    remove_capability_from_bounding_set, set_capabilities,
+};
 
 use crate::error::{Context, Error, Result};
 
@@ -57,6 +61,7 @@ impl Namespaces {
     ) -> Result<T> {
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
+                leave_the_clock()?;
                 if which.contains(CloneFlags::CLONE_NEWNS) {
                     // A thread that shares its root and working folder with others may not change its mounts.
                     unshare(CloneFlags::CLONE_FS)
@@ -76,6 +81,24 @@ impl Namespaces {
             }
         })
     }
+}
+
+/// Takes the right to set the clock from the calling thread and from whatever it starts: there is one clock, and it is
+/// this machine's.
+fn leave_the_clock() -> Result<()> {
+    let all_but_time = || {
+        if capability_is_in_bounding_set(CapabilitySet::SYS_TIME)? {
+            remove_capability_from_bounding_set(CapabilitySet::SYS_TIME)?;
+        }
+        let mut sets = capabilities(None)?;
+        sets.effective.remove(CapabilitySet::SYS_TIME);
+        sets.permitted.remove(CapabilitySet::SYS_TIME);
+        sets.inheritable.remove(CapabilitySet::SYS_TIME);
+        set_capabilities(None, sets)
+    };
+    all_but_time()
+        .map_err(std::io::Error::from)
+        .context(|| "cannot give up the right to set the clock".into())
 }
 
 /// What every program of a cell runs in.
@@ -101,6 +124,7 @@ impl Cell {
         crate::error::need_root()?;
         let holder = thread::scope(|scope| {
             let thread = scope.spawn(|| -> Result<Child> {
+                leave_the_clock()?;
                 unshare(kinds | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID)
                     .context(|| "cannot make namespaces".into())?;
                 mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)

@@ -35,6 +35,16 @@ fn debian_12_as_it_ships() {
             .trim(),
         "systemd"
     );
+    // There is one clock, and it is not the machine's: neither its first process nor what is run in it has
+    // CAP_SYS_TIME (bit 25).
+    for process in ["1", "self"] {
+        let status = machine
+            .ok(&["cat", &format!("/proc/{process}/status")])
+            .unwrap();
+        let line = status.lines().find(|l| l.starts_with("CapBnd:")).unwrap();
+        let set = u64::from_str_radix(line["CapBnd:".len()..].trim(), 16).unwrap();
+        assert_eq!(set & 1 << 25, 0, "{process}: {line}");
+    }
     assert!(
         machine
             .read_text("/etc/os-release")

@@ -94,6 +94,32 @@ fn ufw_works_inside_and_does_not_touch_this_machine() {
     assert_eq!(before, (files(), rules()));
 }
 
+/// Not tried out: where it failed, the clock of this machine would move.
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn nothing_in_a_host_may_set_the_clock() {
+    const CAP_SYS_TIME: u64 = 1 << 25;
+    lab::require_root();
+    let lab = NetLab::new("clock").unwrap();
+    let host = lab.host("one").unwrap();
+    let held = |status: &str| {
+        let of = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+        ["CapPrm:", "CapEff:", "CapBnd:"]
+            .map(|name| u64::from_str_radix(of(name).trim(), 16).unwrap())
+    };
+    let program = host.ok(&["cat", "/proc/self/status"]).unwrap();
+    let holder = host.ok(&["cat", "/proc/1/status"]).unwrap();
+    let thread = host
+        .in_net(|| std::fs::read_to_string("/proc/thread-self/status"))
+        .unwrap();
+    for status in [program, holder, thread.unwrap()] {
+        for set in held(&status) {
+            assert_eq!(set & CAP_SYS_TIME, 0, "{status}");
+            assert_ne!(set, 0, "everything else is kept: {status}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "live: run by cargo xtask test"]
 fn writes_stay_in_the_host() {
