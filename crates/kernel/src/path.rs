@@ -1,22 +1,17 @@
-//! The way that the kernel would send a packet: route, source address, neighbour (RFC 4861, RFC 826).
+//! The way that the kernel would send a packet: route, source address, and the kind of link.
 
 use crate::Error;
-use crate::netlink::{Attrs, Netlink, put, u16_ne, u32_ne};
+use crate::netlink::{Attrs, Netlink, put, u16_ne};
 use nix::sys::socket::SockProtocol;
 use std::net::IpAddr;
 
 const RTM_GETLINK: u16 = 18;
 const RTM_GETROUTE: u16 = 26;
-const RTM_GETNEIGH: u16 = 30;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PREFSRC: u16 = 7;
 const RTA_VIA: u16 = 18;
-const NDA_DST: u16 = 1;
-const NDA_LLADDR: u16 = 2;
-/// NUD_REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT: states with a link address to use.
-const NUD_USABLE: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
 const ARPHRD_ETHER: u16 = 1;
 const ARPHRD_LOOPBACK: u16 = 772;
 const RTN_LOCAL: u8 = 2;
@@ -89,30 +84,6 @@ pub fn path_to(dst: IpAddr) -> Result<Path, Error> {
         })
     })?;
     path.ok_or_else(|| Error::malformed(&what, "no interface in the answer"))
-}
-
-/// The link-layer address of a neighbour, when the kernel knows it now; `None` while it does not.
-/// The caller makes the kernel look for it by sending any datagram that way.
-///
-/// # Errors
-/// The kernel refused the dump.
-pub fn neighbour(oif: u32, address: IpAddr) -> Result<Option<Vec<u8>>, Error> {
-    let what = format!("neighbour {address}");
-    let mut nl = Netlink::open(SockProtocol::NetlinkRoute, &what)?;
-    let (family, _) = octets(address);
-    // struct ndmsg: family, pad, pad, ifindex, state, flags, type.
-    let request = [family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let found = nl.dump(&what, RTM_GETNEIGH, &request, |message| {
-        let index = message.body.get(4..8).map(u32_ne)?;
-        let state = message.body.get(8..10).map(u16_ne)?;
-        let attrs = Attrs(message.body.get(12..)?);
-        let ours = index == oif
-            && state & NUD_USABLE != 0
-            && attrs.find(NDA_DST).and_then(|a| a.ip()) == Some(address);
-        ours.then(|| attrs.find(NDA_LLADDR).map(|a| a.data.to_vec()))
-            .flatten()
-    })?;
-    Ok(found.into_iter().next())
 }
 
 /// How frames are addressed on interface `index`.

@@ -232,12 +232,8 @@ fn what_real_ufw_writes() {
             ] {
                 run("/usr/sbin/ufw", args, "");
             }
-            let ours = kernel::filter().unwrap();
-            assert_eq!(ours.unseen, Vec::<String>::new());
+            let ours = compare();
             assert!(ours.stats.rules > 100, "{:?}", ours.stats);
-            if let Some(difference) = difference(&ours.ruleset, &by_text()) {
-                panic!("{difference}");
-            }
             let unknown = format!("{:?}", ours.ruleset).matches("Unknown").count();
             assert_eq!(unknown, 0);
         })
@@ -248,6 +244,85 @@ fn what_real_ufw_writes() {
     if let Err(e) = result {
         std::panic::resume_unwind(e);
     }
+}
+
+/// On one host, on top of ufw's rules: containers with published ports and a network of their own,
+/// and bans of both of fail2ban's usual actions.
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn what_real_dockerd_and_fail2ban_write() {
+    lab::require_root();
+    let world = lab::World::new("kernel-rules").unwrap();
+    let server = &world.server;
+    server.ok(&["ufw", "limit", "22/tcp"]).unwrap();
+    server.ok(&["ufw", "--force", "enable"]).unwrap();
+    let docker = server.dockerd().unwrap();
+    docker.import_web_image("web:1", "hello").unwrap();
+    docker
+        .cli(&["network", "create", "--internal", "inner"])
+        .unwrap();
+    docker
+        .cli(&["network", "create", "--subnet", "10.77.0.0/24", "shop"])
+        .unwrap();
+    let published = [
+        "-p",
+        "8080:80",
+        "-p",
+        "127.0.0.1:8081:80",
+        "-p",
+        "5353:53/udp",
+    ];
+    docker.run("web", &published, "web:1").unwrap();
+    let shop = ["--network", "shop", "-p", "9000-9001:9000-9001"];
+    docker.run("db", &shop, "web:1").unwrap();
+    let _syslog = server.syslog().unwrap();
+    let jail = |name: &str, action: &str| {
+        format!(
+            "[{name}]\nenabled = true\nfilter = sshd\nport = ssh,8080\nlogpath = /var/log/auth.log\nbackend = polling\nbanaction = {action}\n"
+        )
+    };
+    let jails = [
+        "[DEFAULT]\nallowipv6 = yes\n[sshd]\nenabled = false\n".to_owned(),
+        jail("one", "iptables-multiport"),
+        jail("two", "nftables-multiport"),
+        jail("three", "nftables-allports"),
+        jail("four", "iptables-allports"),
+    ];
+    server
+        .write("/etc/fail2ban/jail.d/x.local", jails.concat())
+        .unwrap();
+    let _fail2ban = server.fail2ban().unwrap();
+    for jail in ["one", "two", "three", "four"] {
+        let banned = ["198.51.100.66", "2001:db8::66"];
+        let argv = [&["fail2ban-client", "set", jail, "banip"][..], &banned].concat();
+        server.ok(&argv).unwrap();
+    }
+    // A ban is carried out by another thread of fail2ban than the one that answers.
+    let wanted = ["f2b-one", "f2b-four", "addr6-set-two", "addr6-set-three"];
+    let written = || server.ok(&["nft", "list", "ruleset"]).unwrap();
+    for _ in 0..100 {
+        if wanted.iter().all(|name| written().contains(name)) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let ours = server.in_net(compare).unwrap();
+    let chains = ours.ruleset.tables.iter().flat_map(|t| &t.chains);
+    let chains: Vec<&str> = chains.map(|c| c.name.as_str()).collect();
+    for chain in [
+        "DOCKER-USER",
+        "ufw-user-input",
+        "f2b-one",
+        "f2b-four",
+        "f2b-chain",
+    ] {
+        assert!(chains.contains(&chain), "{chain} in {chains:?}");
+    }
+    let sets = ours.ruleset.tables.iter().flat_map(|t| &t.sets);
+    let banned = sets.filter(|s| s.elements.len() == 1).count();
+    assert_eq!(banned, 4, "{:#?}", ours.ruleset.tables);
+    let unknown = format!("{:?}", ours.ruleset).matches("Unknown").count();
+    assert_eq!(unknown, 0);
 }
 
 /// The filter table of [`LEGACY_4`] without the target that nf_tables does not have.

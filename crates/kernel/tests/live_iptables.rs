@@ -13,16 +13,12 @@ fn check(v4: &str, v6: &str) {
                 run(program, &[], dump);
             }
         }
-        compare();
+        compare_words();
     });
 }
 
-fn compare() {
-    let ours = kernel::filter().unwrap();
-    assert_eq!(ours.unseen, Vec::<String>::new());
-    if let Some(difference) = difference(&ours.ruleset, &by_text()) {
-        panic!("{difference}");
-    }
+fn compare_words() {
+    let ours = compare();
     for (program, family) in [
         (IPTABLES_SAVE, reach::ir::Family::Ip),
         (IP6TABLES_SAVE, reach::ir::Family::Ip6),
@@ -242,35 +238,24 @@ COMMIT
 #[test]
 #[ignore = "live: run by cargo xtask test"]
 fn the_whole_vocabulary_line_by_line() {
-    // Line by line, so that all that differ are seen at once.
-    let mut wrong = Vec::new();
+    let mut cases = Vec::new();
     for (text, v6) in [(VOCABULARY_4, false), (VOCABULARY_6, true)] {
         let mut table = "";
         for line in text.lines() {
             if let Some(name) = line.strip_prefix('*') {
                 table = name;
             }
-            if !line.starts_with("-A") {
-                continue;
-            }
-            let chains = ":foo - [0:0]\n:UPPER_lower-1 - [0:0]\n:DOCKER - [0:0]\n:ufw6-before-input - [0:0]\n";
-            let dump = format!("*{table}\n{chains}{line}\nCOMMIT\n");
-            let result = std::panic::catch_unwind(|| match v6 {
-                false => check(&dump, ""),
-                true => check("", &dump),
-            });
-            if let Err(e) = result {
-                let text = e.downcast_ref::<String>().cloned().unwrap_or_default();
-                wrong.push(format!("{line}\n{text}"));
+            if line.starts_with("-A") {
+                let chains = ":foo - [0:0]\n:UPPER_lower-1 - [0:0]\n:DOCKER - [0:0]\n:ufw6-before-input - [0:0]\n";
+                let dump = format!("*{table}\n{chains}{line}\nCOMMIT\n");
+                cases.push((line.to_owned(), (dump, v6)));
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} wrong:\n{}",
-        wrong.len(),
-        wrong.join("\n----\n")
-    );
+    check_each(cases, |(dump, v6)| match v6 {
+        false => check(dump, ""),
+        true => check("", dump),
+    });
 }
 
 #[test]
@@ -420,12 +405,7 @@ fn random_rule(random: &mut Random, chains: &[String], v6: bool) -> String {
 #[test]
 #[ignore = "live: run by cargo xtask test"]
 fn hundreds_of_random_rulesets() {
-    let count: u64 = std::env::var("RULESETS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(150);
-    for seed in 0..count {
-        let mut random = Random(seed);
+    let rulesets = seeds(150).map(|(name, mut random)| {
         let mut dump = |v6: bool| {
             let chains: Vec<String> = (0..1 + random.below(4))
                 .map(|i| format!("user-{i}"))
@@ -443,10 +423,7 @@ fn hundreds_of_random_rulesets() {
             text + "COMMIT\n"
         };
         let (v4, v6) = (dump(false), dump(true));
-        let result = std::panic::catch_unwind(|| check(&v4, &v6));
-        if let Err(e) = result {
-            let e = e.downcast_ref::<String>().cloned().unwrap_or_default();
-            panic!("seed {seed}:\n{v4}{v6}\n{e}");
-        }
-    }
+        (format!("{name}:\n{v4}{v6}"), (v4, v6))
+    });
+    check_each(rulesets, |(v4, v6)| check(v4, v6));
 }

@@ -156,6 +156,9 @@ fn routes_of_ip() -> Vec<String> {
 #[ignore = "live: run by cargo xtask test"]
 fn links_addresses_and_routes_are_those_of_iproute2() {
     in_new_namespace(|| {
+        // Link-local addresses would otherwise come between our look and theirs.
+        sysctl("ipv6/conf/default/accept_dad", "0");
+        sysctl("ipv6/conf/all/accept_dad", "0");
         for line in [
             "link set lo up",
             "link add br0 type bridge",
@@ -216,6 +219,87 @@ fn links_addresses_and_routes_are_those_of_iproute2() {
         let by_name = |name: &str| net.interfaces.iter().find(|i| i.name == name).unwrap();
         assert_eq!(by_name("veth1").master, Some(by_name("br0").index));
         assert_eq!(by_name("veth0").master, None);
+    });
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn neighbours_are_those_of_ip_neigh() {
+    in_new_namespace(|| {
+        for line in [
+            "link add veth0 type veth peer name veth1",
+            "link set veth0 up",
+            "link set veth1 up",
+            "addr add 192.0.2.1/24 dev veth0",
+            "addr add 2001:db8::1/64 dev veth0 nodad",
+            "neigh add 192.0.2.7 lladdr 02:00:00:00:00:07 dev veth0",
+            "neigh add 192.0.2.8 lladdr 02:00:00:00:00:08 dev veth0 nud stale",
+            "neigh add 2001:db8::9 lladdr 02:00:00:00:00:09 dev veth0 nud stale router",
+            // Nothing can be sent there.
+            "neigh add 192.0.2.66 dev veth0 nud failed",
+            // Of the kernel's kind: no neighbour.
+            "neigh add 192.0.2.67 lladdr 02:00:00:00:00:67 dev veth0 nud noarp",
+            "neigh add proxy 192.0.2.99 dev veth0",
+            "neigh add proxy 2001:db8::99 dev veth0",
+        ] {
+            ip(line);
+        }
+        let net = kernel::net().unwrap();
+        let veth0 = net.interfaces.iter().find(|i| i.name == "veth0").unwrap();
+        let mut mine: Vec<String> = kernel::neighbours()
+            .unwrap()
+            .iter()
+            .map(|n| {
+                assert_eq!(n.oif, veth0.index);
+                let hex: Vec<String> = n.link_address.iter().map(|b| format!("{b:02x}")).collect();
+                let flag = |on: bool, word: &str| {
+                    if on {
+                        format!(" {word}")
+                    } else {
+                        String::new()
+                    }
+                };
+                format!(
+                    "{} {}{}{}",
+                    n.address,
+                    hex.join(":"),
+                    flag(n.permanent, "permanent"),
+                    flag(n.router, "router") + &flag(n.proxy, "proxy"),
+                )
+            })
+            .collect();
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let mut theirs = Vec::new();
+        for (args, proxy) in [("neigh show", ""), ("neigh show proxy", " proxy")] {
+            for n in ip_json(args) {
+                let state = text(&n["state"][0]);
+                if proxy.is_empty() && !["PERMANENT", "STALE"].contains(&state.as_str()) {
+                    continue;
+                }
+                let permanent = if state == "PERMANENT" {
+                    " permanent"
+                } else {
+                    ""
+                };
+                // Of a flag `ip -j` prints the name with null.
+                let router = if n.get("router").is_some() {
+                    " router"
+                } else {
+                    ""
+                };
+                let (address, link) = (text(&n["dst"]), text(&n["lladdr"]));
+                theirs.push(format!("{address} {link}{permanent}{router}{proxy}"));
+            }
+        }
+        mine.sort();
+        theirs.sort();
+        assert_eq!(mine, theirs);
+        assert_eq!(mine.len(), 5);
+        let known = |address: &str| kernel::neighbour(veth0.index, address.parse().unwrap());
+        assert_eq!(known("192.0.2.8").unwrap(), Some(vec![2, 0, 0, 0, 0, 8]));
+        assert_eq!(known("2001:db8::9").unwrap(), Some(vec![2, 0, 0, 0, 0, 9]));
+        assert_eq!(known("192.0.2.66").unwrap(), None);
+        assert_eq!(known("192.0.2.99").unwrap(), None);
     });
 }
 

@@ -4,13 +4,16 @@
 //! one generation of the ruleset. Rules are asked for by chain: the kernel walks a table from its
 //! beginning for every datagram of a dump, so asking by table is quadratic in all its rules.
 
+mod finish;
 mod iptables;
 mod keys;
 mod print;
 mod rule;
+mod rules;
 mod set;
 mod value;
 
+pub(crate) use finish::parsed;
 pub(crate) use iptables::protocol;
 pub(crate) use value::{Links, hex};
 
@@ -20,12 +23,11 @@ use crate::xt::SetNames;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use reach::ir::{
-    Base, Chain, ChainKind, Family, NamePattern, NfHook, Object, Policy, Rule, RuleVerdict, Table,
+    Base, Chain, ChainKind, Family, NamePattern, NfHook, Object, Policy, RuleVerdict, Table,
 };
 use reach::{Backend, Ruleset};
 use set::RawSet;
 use std::collections::HashMap;
-use std::sync::mpsc::{self, Receiver, SyncSender};
 
 const SUBSYSTEM: u16 = 10;
 const GETTABLE: u16 = 1;
@@ -39,8 +41,6 @@ const GETFLOWTABLE: u16 = 23;
 
 /// How often the whole ruleset is read anew because it changed meanwhile.
 const ATTEMPTS: u32 = 8;
-/// Most rules that are taken from the kernel.
-const MAX_RULES: usize = 4_000_000;
 
 /// What was counted while reading; for tests and figures.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub(crate) struct Reading {
 
 /// Reads the ruleset of the calling thread's network namespace.
 pub(crate) fn read(links: &Links, ipsets: &SetNames) -> Result<Reading, Error> {
-    let mut nl = Netlink::open(SockProtocol::NetlinkNetFilter, "nf_tables")?;
+    let mut nl = socket()?;
     for _ in 0..ATTEMPTS {
         let before = generation(&mut nl)?;
         match snapshot(&mut nl, links, ipsets) {
@@ -80,6 +80,10 @@ pub(crate) fn read(links: &Links, ipsets: &SetNames) -> Result<Reading, Error> {
         what: "nf_tables".to_owned(),
         attempts: ATTEMPTS,
     })
+}
+
+fn socket() -> Result<Netlink, Error> {
+    Netlink::open(SockProtocol::NetlinkNetFilter, "nf_tables")
 }
 
 /// struct nfgenmsg.
@@ -111,17 +115,6 @@ struct RawTable {
     set_order: Vec<String>,
 }
 
-struct RawRule {
-    handle: Option<u64>,
-    comment: Option<String>,
-    decoded: rule::Decoded,
-    /// How iptables spells it, where the table may be one of its own.
-    line: Option<String>,
-}
-
-/// The rules of a table, chain by chain.
-type RawRules = Vec<Vec<RawRule>>;
-
 fn family(number: u8) -> Option<Family> {
     Some(match number {
         1 => Family::Inet,
@@ -150,13 +143,15 @@ fn snapshot(nl: &mut Netlink, links: &Links, ipsets: &SetNames) -> Result<Readin
     chains(nl, &mut tables)?;
     sets(nl, &mut tables, &mut stats)?;
     objects(nl, &mut tables)?;
-    let rules = all_rules(nl, &tables, links, ipsets)?;
+    let rules = rules::read(nl, &tables, links, ipsets)?;
     for rules in rules.iter().flatten() {
         stats.rules += rules.len();
         stats.expressions += rules.iter().map(|r| r.decoded.expressions).sum::<usize>();
     }
     let tables = tables.into_iter().zip(rules);
-    let tables = tables.map(|(t, rules)| finish(t, rules, links)).collect();
+    let tables = tables
+        .map(|(t, rules)| finish::finish(t, rules, links))
+        .collect();
     Ok(Reading {
         ruleset: Ruleset {
             tables,
@@ -377,148 +372,6 @@ fn objects(nl: &mut Netlink, tables: &mut [RawTable]) -> Result<(), Error> {
     Ok(())
 }
 
-/// What goes from the thread that asks to the one that decodes.
-enum Job {
-    /// Rules of this chain of this table follow.
-    Chain(usize, usize),
-    /// Messages, each with its length in 4 bytes before it.
-    Rules(Vec<u8>),
-    /// The chain is complete with so many rules; what came before them was from a dump that had
-    /// to be repeated.
-    Done(usize),
-}
-
-/// Bytes of messages that are handed over at once.
-const BATCH: usize = 64 * 1024;
-
-/// Asks for the rules of every chain. They are decoded while the kernel works on the next: most
-/// of the time goes into its walks over long chains.
-fn all_rules(
-    nl: &mut Netlink,
-    tables: &[RawTable],
-    links: &Links,
-    ipsets: &SetNames,
-) -> Result<Vec<RawRules>, Error> {
-    let (send, receive) = mpsc::sync_channel::<Job>(64);
-    std::thread::scope(|scope| {
-        let worker = scope.spawn(move || decode_all(receive, tables, links, ipsets));
-        let mut total = 0;
-        for (t, table) in tables.iter().enumerate() {
-            for at in 0..table.chains.len() {
-                // The worker ends only when this end closes.
-                let _ = send.send(Job::Chain(t, at));
-                let count = chain_rules(nl, table, at, &send)?;
-                let _ = send.send(Job::Done(count));
-                total += count;
-                if total > MAX_RULES {
-                    return Err(Error::TooMuch {
-                        what: "nf_tables rules".to_owned(),
-                        limit: MAX_RULES,
-                    });
-                }
-            }
-        }
-        drop(send);
-        worker
-            .join()
-            .map_err(|_| Error::malformed("nf_tables rules", "decoder ended early"))
-    })
-}
-
-/// Sends the rules of one chain to the decoder; their number.
-fn chain_rules(
-    nl: &mut Netlink,
-    table: &RawTable,
-    at: usize,
-    send: &SyncSender<Job>,
-) -> Result<usize, Error> {
-    let mut payload = request(table.number);
-    put_text(&mut payload, 1, &table.name);
-    put_text(&mut payload, 2, &table.chains[at]);
-    let mut batch = Vec::new();
-    let kind = SUBSYSTEM << 8 | GETRULE;
-    let found = nl.dump("nf_tables rules", kind, &payload, |m: Message<'_>| {
-        let a = Attrs(m.body.get(4..)?);
-        // The kernel filters; a kernel that does not would mix the chains.
-        if name_slice(a.find(2)?) != table.chains[at] || name_slice(a.find(1)?) != table.name {
-            return None;
-        }
-        batch.extend((a.0.len() as u32).to_ne_bytes());
-        batch.extend(a.0);
-        if batch.len() > BATCH {
-            let _ = send.send(Job::Rules(std::mem::take(&mut batch)));
-        }
-        Some(())
-    })?;
-    let _ = send.send(Job::Rules(batch));
-    Ok(found.len())
-}
-
-fn decode_all(
-    jobs: Receiver<Job>,
-    tables: &[RawTable],
-    links: &Links,
-    ipsets: &SetNames,
-) -> Vec<RawRules> {
-    let mut out: Vec<RawRules> = tables.iter().map(|_| Vec::new()).collect();
-    let mut here = (0, 0);
-    let mut rules = Vec::new();
-    for job in jobs {
-        match job {
-            Job::Chain(table, chain) => here = (table, chain),
-            Job::Rules(batch) => {
-                let Some(table) = tables.get(here.0) else {
-                    continue;
-                };
-                let scope = rule::Scope {
-                    family: table.table.family,
-                    sets: &table.sets,
-                    links,
-                    ipsets,
-                };
-                let chain = table.table.chains.get(here.1);
-                let chain = chain.filter(|_| table.maybe_iptables()).map(|c| &*c.name);
-                let mut rest = &batch[..];
-                while let Some((head, tail)) = rest.split_at_checked(4) {
-                    let len = crate::netlink::u32_ne(head) as usize;
-                    let Some((message, tail)) = tail.split_at_checked(len) else {
-                        break;
-                    };
-                    rules.push(raw_rule(Attrs(message), &scope, chain));
-                    rest = tail;
-                }
-            }
-            Job::Done(count) => {
-                let stale = rules.len().saturating_sub(count);
-                let kept = rules.split_off(stale);
-                rules.clear();
-                if let Some(table) = out.get_mut(here.0) {
-                    table.push(kept);
-                }
-            }
-        }
-    }
-    out
-}
-
-fn raw_rule(a: Attrs<'_>, scope: &rule::Scope<'_>, chain: Option<&str>) -> RawRule {
-    let empty = Attr { kind: 4, data: &[] };
-    let mut decoded = rule::decode(a.find(4).unwrap_or(empty), scope);
-    if !a.intact() {
-        let text = "[malformed rule]".to_owned();
-        decoded
-            .statements
-            .insert(0, reach::ir::Statement::Unknown { text });
-    }
-    let comment = comment(a.find(7), 0);
-    RawRule {
-        handle: a.find(3).and_then(|h| h.be64()),
-        line: chain.and_then(|c| iptables::rule_line(c, &decoded, comment.as_deref())),
-        comment,
-        decoded,
-    }
-}
-
 /// NFTA_VERDICT_*.
 pub(crate) fn verdict(a: Attrs<'_>) -> Option<RuleVerdict> {
     let code = a.find(1)?.be32()? as i32;
@@ -539,124 +392,6 @@ pub(crate) fn verdict(a: Attrs<'_>) -> Option<RuleVerdict> {
         },
         _ => return None,
     })
-}
-
-fn finish(mut raw: RawTable, rules: RawRules, links: &Links) -> Table {
-    if let Some(table) = as_iptables(&raw, &rules) {
-        return table;
-    }
-    for name in &raw.set_order {
-        if let Some(set) = raw.sets.get(name)
-            && !set.anonymous()
-        {
-            raw.table.sets.push(set.decode(links));
-        }
-    }
-    for (chain, rules) in raw.table.chains.iter_mut().zip(rules) {
-        let ipv6 = raw.table.family == Family::Ip6;
-        chain.rules = rules.into_iter().map(|r| native_rule(r, ipv6)).collect();
-    }
-    raw.table
-}
-
-fn native_rule(mut raw: RawRule, ipv6: bool) -> Rule {
-    raw.decoded.expand(ipv6);
-    let comment = raw.comment.or(raw.decoded.comment);
-    Rule {
-        handle: raw.handle,
-        text: print::rule(&raw.decoded.statements, comment.as_deref()),
-        comment,
-        line: 0,
-        counters: raw.decoded.counters,
-        statements: raw.decoded.statements,
-    }
-}
-
-impl RawTable {
-    /// Whether its name and family are of a table that iptables-nft writes.
-    fn maybe_iptables(&self) -> bool {
-        let known = ["filter", "nat", "mangle", "raw", "security"];
-        matches!(self.table.family, Family::Ip | Family::Ip6)
-            && known.contains(&self.table.name.as_str())
-    }
-}
-
-/// The table as iptables-nft wrote it; `None` when it did not.
-fn as_iptables(raw: &RawTable, rules: &RawRules) -> Option<Table> {
-    let table = &raw.table;
-    let ipv6 = table.family == Family::Ip6;
-    if !raw.maybe_iptables() || table.dormant || table.chains.is_empty() {
-        return None;
-    }
-    if raw.sets.values().any(|s| !s.anonymous()) || !table.objects.is_empty() {
-        return None;
-    }
-    let mut text = format!("*{}\n", table.name);
-    for chain in &table.chains {
-        let name = crate::xt::chain_word(&chain.name)?;
-        let expected = Base::xtables(&table.name, &chain.name);
-        let same = match (&chain.base, &expected) {
-            (None, None) => true,
-            (Some(have), Some(want)) => {
-                (have.kind, have.hook, have.priority) == (want.kind, want.hook, want.priority)
-            }
-            _ => false,
-        };
-        if !same {
-            return None;
-        }
-        let policy = match chain.base.as_ref().map(|b| b.policy) {
-            None => "-",
-            Some(Policy::Accept) => "ACCEPT",
-            Some(Policy::Drop) => "DROP",
-        };
-        text += &format!(":{name} {policy} [0:0]\n");
-    }
-    for rule in rules.iter().flatten() {
-        text += rule.line.as_deref()?;
-        text.push('\n');
-    }
-    text += "COMMIT\n";
-    let mut out = parsed(&text, ipv6, Backend::IptablesNft)?;
-    // Nothing may have been lost on the way through the text.
-    let shape = |t: &Table| -> Vec<(String, usize)> {
-        let chains = t.chains.iter();
-        chains.map(|c| (c.name.clone(), c.rules.len())).collect()
-    };
-    let want: Vec<(String, usize)> = table
-        .chains
-        .iter()
-        .zip(rules)
-        .map(|(c, rules)| (c.name.clone(), rules.len()))
-        .collect();
-    if shape(&out) != want {
-        return None;
-    }
-    for (chain, rules) in out.chains.iter_mut().zip(rules) {
-        for (rule, raw) in chain.rules.iter_mut().zip(rules) {
-            rule.handle = raw.handle;
-            rule.counters = raw.decoded.counters;
-            rule.line = 0;
-        }
-    }
-    out.comment = table.comment.clone();
-    // As iptables-save lists them: built-in chains in the order of the hooks, then the others.
-    out.chains.sort_by_cached_key(|c| {
-        (
-            c.base.as_ref().map_or(u8::MAX, |b| b.hook as u8),
-            c.name.clone(),
-        )
-    });
-    Some(out)
-}
-
-/// The one table of a dump in iptables-save's words.
-pub(crate) fn parsed(text: &str, ipv6: bool, backend: Backend) -> Option<Table> {
-    let (ruleset, _) = reach::parse::iptables_save(text, ipv6, backend);
-    match <[Table; 1]>::try_from(ruleset.tables) {
-        Ok([table]) => Some(table),
-        Err(_) => None,
-    }
 }
 
 #[cfg(test)]

@@ -83,6 +83,49 @@ pub fn without_doubts(mut ruleset: Ruleset) -> Ruleset {
     ruleset
 }
 
+/// Two readers, one truth, in this namespace: the netlink reader against the tools' text, apart from
+/// what that leaves in doubt. No rule and no expression is dropped in silence. Gives what was read.
+pub fn compare() -> kernel::Filter {
+    let ours = kernel::filter().unwrap();
+    assert_eq!(ours.unseen, Vec::<String>::new());
+    // nft's own decoder shows every expression on a line of its own, below a line for each rule.
+    let raw = run(NFT, &["--debug=netlink", "list", "ruleset"], "");
+    let expressions = raw.lines().filter(|l| l.starts_with("  [ ")).count();
+    assert_eq!(ours.stats.expressions, expressions, "expressions");
+    let handles = run(NFT, &["-a", "list", "ruleset"], "");
+    let lines = handles.lines().filter(|l| l.starts_with("\t\t"));
+    let rules = lines.filter(|l| l.contains(" # handle ")).count();
+    assert_eq!(ours.stats.rules, rules, "rules");
+    if let Some(difference) = difference(&ours.ruleset, &without_doubts(by_text())) {
+        panic!("{difference}");
+    }
+    ours
+}
+
+/// Checks cases one by one, so that all that fail are seen at once, each with what it was.
+pub fn check_each<T>(cases: impl IntoIterator<Item = (String, T)>, check: impl Fn(&T)) {
+    let mut wrong = Vec::new();
+    for (name, case) in cases {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&case)));
+        if let Err(e) = result {
+            let text = e.downcast_ref::<String>().cloned().unwrap_or_default();
+            wrong.push(format!("{name}\n{text}"));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n----\n")
+    );
+}
+
+/// Rulesets made at random from the seeds 0 to `usually`, or as many as `RULESETS` says.
+pub fn seeds(usually: u64) -> impl Iterator<Item = (String, Random)> {
+    let count = std::env::var("RULESETS").ok().and_then(|n| n.parse().ok());
+    (0..count.unwrap_or(usually)).map(|seed| (format!("seed {seed}"), Random(seed)))
+}
+
 /// What does not differ in meaning is made equal: see each step.
 pub fn normal(ruleset: &Ruleset) -> Ruleset {
     let mut out = ruleset.bare();

@@ -1,10 +1,15 @@
 //! Rules in nft's words, for people. Not meant to be read back: the statements are the truth.
 
+mod keys;
+mod values;
+
+use keys::*;
 use reach::ir::{
     ConditionKind, Direction, Expr, Family, Fib, FibResult, IntSet, Ipv, Key, Match, NatKind,
     Operand, RuleVerdict, SetOp, SetRef, Statement, Target, Values, ct_state,
 };
 use std::fmt::Write;
+use values::*;
 
 /// A whole rule.
 pub(crate) fn rule(statements: &[Statement], comment: Option<&str>) -> String {
@@ -156,303 +161,6 @@ fn operand(o: &Operand) -> String {
     }
 }
 
-fn set(s: &SetRef) -> String {
-    match s {
-        SetRef::Named(name) => format!("@{name}"),
-        SetRef::Anonymous(set) => {
-            let mut out = String::from("{ ");
-            for (i, e) in set.elements.iter().enumerate() {
-                if i == 8 {
-                    let _ = write!(out, ", … {} more", set.elements.len() - i);
-                    break;
-                }
-                let key: Vec<String> = e.key.iter().map(field).collect();
-                let sep = if i > 0 { ", " } else { "" };
-                let data = e.data.as_ref().map(data).unwrap_or_default();
-                let _ = write!(out, "{sep}{}{data}", key.join(" . "));
-            }
-            out + " }"
-        }
-    }
-}
-
-fn data(d: &reach::ir::Data) -> String {
-    use reach::ir::Data;
-    match d {
-        Data::Verdict(v) => format!(" : {}", verdict(v)),
-        Data::Value(f) => format!(" : {}", f.iter().map(field).collect::<Vec<_>>().join(" . ")),
-        Data::Object(name) => format!(" : \"{name}\""),
-        Data::Unknown(text) => format!(" : {text}"),
-    }
-}
-
-fn field(f: &reach::ir::Field) -> String {
-    use reach::ir::Field;
-    match f {
-        Field::Addr(a, b) => addresses(&reach::AddrSet::from_range(*a, *b)),
-        Field::Int(a, b) if a == b => a.to_string(),
-        Field::Int(a, b) => format!("{a}-{b}"),
-        Field::Name(n) => format!("\"{}{}\"", n.name, if n.wildcard { "*" } else { "" }),
-        Field::Bytes(a, _) => format!("0x{}", super::hex(a)),
-        Field::Port { first, last, .. } => format!("{first}-{last}"),
-        Field::Any => "*".to_owned(),
-        Field::Unknown(text) => text.clone(),
-    }
-}
-
-/// At most a few of many.
-fn listed(mut items: Vec<String>) -> String {
-    const SHOWN: usize = 16;
-    let count = items.len();
-    items.truncate(SHOWN);
-    if count > SHOWN {
-        items.push(format!("… {} more", count - SHOWN));
-    }
-    match &items[..] {
-        [one] => one.clone(),
-        _ => format!("{{ {} }}", items.join(", ")),
-    }
-}
-
-fn addresses(set: &reach::AddrSet) -> String {
-    let full = |n: &ipnet::IpNet| n.prefix_len() == n.max_prefix_len();
-    let one = |(a, b): (std::net::IpAddr, std::net::IpAddr)| {
-        let cidrs = reach::AddrSet::from_range(a, b).to_cidrs();
-        match &cidrs[..] {
-            [net] if full(net) => net.addr().to_string(),
-            [net] => net.to_string(),
-            _ => format!("{a}-{b}"),
-        }
-    };
-    listed(set.ranges().take(64).map(one).collect())
-}
-
-fn values_(key: &Key, values: &Values) -> String {
-    match values {
-        Values::Addr(set) => addresses(set),
-        Values::Int(set) => ints(key, set),
-        Values::Name(names) => listed(
-            names
-                .iter()
-                .map(|n| format!("\"{}{}\"", n.name, if n.wildcard { "*" } else { "" }))
-                .collect(),
-        ),
-        Values::Bytes(list) => listed(list.iter().map(|(a, _)| bytes(key, a)).collect()),
-    }
-}
-
-fn bytes(key: &Key, value: &[u8]) -> String {
-    match key {
-        Key::EtherSaddr | Key::EtherDaddr => {
-            let parts: Vec<String> = value.iter().map(|b| format!("{b:02x}")).collect();
-            parts.join(":")
-        }
-        _ => format!("0x{}", super::hex(value)),
-    }
-}
-
-fn ints(key: &Key, set: &IntSet) -> String {
-    let one = |v: u64| match (key, v) {
-        (Key::L4Proto | Key::NextHeader | Key::CtProto, v) => match v {
-            1 => "icmp".to_owned(),
-            2 => "igmp".to_owned(),
-            6 => "tcp".to_owned(),
-            17 => "udp".to_owned(),
-            58 => "ipv6-icmp".to_owned(),
-            132 => "sctp".to_owned(),
-            v => v.to_string(),
-        },
-        (Key::NfProto, 2) => "ipv4".to_owned(),
-        (Key::NfProto, 10) => "ipv6".to_owned(),
-        (Key::EtherType, 0x0800) => "ip".to_owned(),
-        (Key::EtherType, 0x86dd) => "ip6".to_owned(),
-        (Key::EtherType, 0x0806) => "arp".to_owned(),
-        (Key::CtState | Key::CtStatus, v) => bit_names(key, v),
-        (Key::PktType, v @ 0..=3) => {
-            ["host", "broadcast", "multicast", "other"][v as usize].to_owned()
-        }
-        (
-            Key::Fib(Fib {
-                result: FibResult::Type,
-                ..
-            }),
-            v @ 1..=5,
-        ) => ["unicast", "local", "broadcast", "anycast", "multicast"][v as usize - 1].to_owned(),
-        (
-            Key::Fib(Fib {
-                result: FibResult::Present,
-                ..
-            }),
-            v,
-        ) => ["missing", "exists"][usize::from(v != 0)].to_owned(),
-        (Key::Mark | Key::CtMark, v) => format!("{v:#x}"),
-        (_, v) => v.to_string(),
-    };
-    let range = |(a, b): &(u64, u64)| match a == b {
-        true => one(*a),
-        false => format!("{}-{}", one(*a), one(*b)),
-    };
-    listed(set.intervals().iter().take(64).map(range).collect())
-}
-
-fn bit_names(key: &Key, bits: u64) -> String {
-    const STATES: [(u64, &str); 5] = [
-        (ct_state::INVALID, "invalid"),
-        (ct_state::ESTABLISHED, "established"),
-        (ct_state::RELATED, "related"),
-        (ct_state::NEW, "new"),
-        (ct_state::UNTRACKED, "untracked"),
-    ];
-    const STATUS: [(u64, &str); 6] = [
-        (1, "expected"),
-        (2, "seen-reply"),
-        (4, "assured"),
-        (8, "confirmed"),
-        (16, "snat"),
-        (32, "dnat"),
-    ];
-    const FLAGS: [(u64, &str); 8] = [
-        (1, "fin"),
-        (2, "syn"),
-        (4, "rst"),
-        (8, "psh"),
-        (16, "ack"),
-        (32, "urg"),
-        (64, "ecn"),
-        (128, "cwr"),
-    ];
-    let names: &[(u64, &str)] = match key {
-        Key::CtState => &STATES,
-        Key::CtStatus => &STATUS,
-        Key::TcpFlags => &FLAGS,
-        _ => &[],
-    };
-    let known = names.iter().fold(0, |all, (bit, _)| all | bit);
-    if bits == 0 || bits & !known != 0 {
-        return format!("{bits:#x}");
-    }
-    let set = names.iter().filter(|(bit, _)| bits & bit != 0);
-    set.map(|(_, name)| *name).collect::<Vec<_>>().join(",")
-}
-
-fn key_(key: &Key) -> String {
-    let text = match key {
-        Key::Saddr(Ipv::V4) => "ip saddr",
-        Key::Saddr(Ipv::V6) => "ip6 saddr",
-        Key::Daddr(Ipv::V4) => "ip daddr",
-        Key::Daddr(Ipv::V6) => "ip6 daddr",
-        Key::L4Proto => "meta l4proto",
-        Key::NextHeader => "ip6 nexthdr",
-        Key::NfProto => "meta nfproto",
-        Key::EtherType => "ether type",
-        Key::Sport => "sport",
-        Key::Dport => "dport",
-        Key::TcpFlags => "flags",
-        Key::IcmpType => "icmp type",
-        Key::IcmpCode => "icmp code",
-        Key::Icmp6Type => "icmpv6 type",
-        Key::Icmp6Code => "icmpv6 code",
-        Key::Length => "meta length",
-        Key::Ttl => "ip ttl",
-        Key::Dscp => "ip dscp",
-        Key::FragmentOffset => "ip frag-off & 0x1fff",
-        Key::EtherSaddr => "ether saddr",
-        Key::EtherDaddr => "ether daddr",
-        Key::IifName => "iifname",
-        Key::OifName => "oifname",
-        Key::Iif => "iif",
-        Key::Oif => "oif",
-        Key::IifGroup => "iifgroup",
-        Key::OifGroup => "oifgroup",
-        Key::IifType => "iiftype",
-        Key::OifType => "oiftype",
-        Key::IifKind => "iifkind",
-        Key::OifKind => "oifkind",
-        Key::IbrName => "ibrname",
-        Key::ObrName => "obrname",
-        Key::PhysIn => "physdev in",
-        Key::PhysOut => "physdev out",
-        Key::PhysIsIn => "physdev is-in",
-        Key::PhysIsOut => "physdev is-out",
-        Key::PhysIsBridged => "physdev is-bridged",
-        Key::Mark => "meta mark",
-        Key::PktType => "meta pkttype",
-        Key::SkUid => "meta skuid",
-        Key::SkGid => "meta skgid",
-        Key::Cgroup => "meta cgroup",
-        Key::Meta(name) => return format!("meta {name}"),
-        Key::CtState => "ct state",
-        Key::CtStatus => "ct status",
-        Key::CtDirection => "ct direction",
-        Key::CtMark => "ct mark",
-        Key::CtZone => "ct zone",
-        Key::CtProto => "ct protocol",
-        Key::CtAddr(dir, way, ipv) => {
-            let ip = if *ipv == Ipv::V4 { "ip" } else { "ip6" };
-            return format!("ct {} {ip} {}", ct_dir(*dir), way_name(*way, "addr"));
-        }
-        Key::CtPort(dir, way) => {
-            let way = match way {
-                Direction::Src => "proto-src",
-                Direction::Dst => "proto-dst",
-            };
-            return format!("ct {} {way}", ct_dir(*dir));
-        }
-        Key::Ct(name) => return format!("ct {name}"),
-        Key::Fib(f) => return fib(f),
-        Key::Socket(text) => return format!("socket {text}"),
-        Key::Rt(text) => return format!("rt {text}"),
-        Key::NumGen { modulus, .. } => return format!("numgen mod {modulus}"),
-        Key::Hash { modulus, .. } => return format!("hash mod {modulus}"),
-        Key::Payload { base, offset, len } => {
-            let base = match base.as_str() {
-                "link" => "ll",
-                "network" => "nh",
-                "transport" => "th",
-                _ => "ih",
-            };
-            return format!("@{base},{offset},{len}");
-        }
-        Key::Other(text) => return text.clone(),
-    };
-    text.to_owned()
-}
-
-fn ct_dir(dir: reach::ir::CtDir) -> &'static str {
-    match dir {
-        reach::ir::CtDir::Original => "original",
-        reach::ir::CtDir::Reply => "reply",
-    }
-}
-
-fn way_name(way: Direction, suffix: &str) -> String {
-    match way {
-        Direction::Src => format!("s{suffix}"),
-        Direction::Dst => format!("d{suffix}"),
-    }
-}
-
-fn fib(f: &Fib) -> String {
-    let mut selectors = Vec::new();
-    for (on, name) in [
-        (f.saddr, "saddr"),
-        (f.daddr, "daddr"),
-        (f.mark, "mark"),
-        (f.iif, "iif"),
-        (f.oif, "oif"),
-    ] {
-        if on {
-            selectors.push(name);
-        }
-    }
-    let result = match f.result {
-        FibResult::Type => "type",
-        FibResult::Oif | FibResult::Present => "oif",
-        FibResult::OifName => "oifname",
-    };
-    format!("fib {} {result}", selectors.join(" . "))
-}
-
 fn target_(t: &Target) -> String {
     match t {
         Target::Mark => "meta mark".to_owned(),
@@ -551,8 +259,9 @@ pub(crate) fn condition(kind: &ConditionKind) -> String {
     }
 }
 
-/// What `reject` says behind `with`; empty where nft prints none.
-pub(crate) fn reject(kind: u32, code: u8, l3: Option<Ipv>, _family: Family) -> String {
+/// What `reject` says behind `with`; empty for what nft takes a bare `reject` for: "port
+/// unreachable" of the table's own family, in those of both families the one without a family.
+pub(crate) fn reject(kind: u32, code: u8, l3: Option<Ipv>, family: Family) -> String {
     let v4 = [
         "net-unreachable",
         "host-unreachable",
@@ -576,12 +285,13 @@ pub(crate) fn reject(kind: u32, code: u8, l3: Option<Ipv>, _family: Family) -> S
             0 => "icmpv6 no-route".to_owned(),
             1 => "icmpv6 admin-prohibited".to_owned(),
             3 => "icmpv6 addr-unreachable".to_owned(),
-            4 => String::new(),
+            4 if family == Family::Ip6 => String::new(),
+            4 => "icmpv6 port-unreachable".to_owned(),
             5 => "icmpv6 policy-fail".to_owned(),
             6 => "icmpv6 reject-route".to_owned(),
             code => format!("icmpv6 {code}"),
         },
-        (0, _, 3) => String::new(),
+        (0, _, 3) if family == Family::Ip => String::new(),
         (0, _, 9) => "icmp net-prohibited".to_owned(),
         (0, _, 10) => "icmp host-prohibited".to_owned(),
         (0, _, 13) => "icmp admin-prohibited".to_owned(),
