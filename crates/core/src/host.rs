@@ -36,6 +36,9 @@ pub struct Host {
     pub systemd: bool,
     /// Links, addresses, routes, sysctls.
     pub net: Net,
+    /// Who is on the links, and whom this host answers for.
+    #[serde(default)]
+    pub neighbours: Vec<Neighbour>,
     /// Packet-filter rules of all backends.
     pub rules: Ruleset,
     /// Listening and bound sockets, of the host and of containers.
@@ -92,6 +95,24 @@ pub enum Uncertain {
     Names,
     /// The state of one mechanism (ufw, fail2ban, docker).
     Mechanism,
+}
+
+/// An entry of the kernel's neighbour tables (ARP, NDP).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// Interface name.
+    pub device: String,
+    /// The neighbour's address.
+    pub address: IpAddr,
+    /// Its link-layer address, `00:11:22:33:44:55`; `None` for addresses that this host answers
+    /// for, and on links without such addresses.
+    pub link_address: Option<String>,
+    /// Put there by somebody, and not learned.
+    pub permanent: bool,
+    /// It says of itself that it is a router (IPv6).
+    pub router: bool,
+    /// Not a neighbour: this host answers for the address (proxy ARP or NDP for one address).
+    pub proxy: bool,
 }
 
 /// A socket that accepts connections or datagrams.

@@ -24,6 +24,7 @@ pub fn facts_hash(host: &host::Host) -> String {
     facts.taken.clear();
     facts.portcullis.clear();
     facts.sessions.clear();
+    facts.neighbours.clear();
     facts.rules = facts.rules.bare();
     for set in facts.rules.tables.iter_mut().flat_map(|t| &mut t.sets) {
         if set.timeout || set.dynamic {

@@ -166,6 +166,8 @@ fn a_server_with_ufw_docker_and_an_operator() {
     assert_eq!(comm(&socket(&host, "127.0.0.1", 8081)), "docker-proxy");
 
     let engine = &host.engines[0];
+    let version = docker.cli(&["version", "--format", "{{.Server.Version}}"]);
+    assert_eq!(engine.version, version.unwrap().trim());
     assert_eq!(
         (host.engines.len(), engine.kind.as_str(), engine.rootless),
         (1, "docker", false)
@@ -415,6 +417,54 @@ fn without_privilege_the_gaps_are_named() {
     assert!(!host.net.interfaces.is_empty());
 }
 
+/// The rules are read; what belongs to others stays unseen, and is named with what it makes
+/// uncertain.
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn with_cap_net_admin_alone_the_rules_are_seen_and_the_rest_is_named() {
+    lab::require_root();
+    let world = World::new("observe").unwrap();
+    let server = &world.server;
+    let _ollama = server
+        .http_server("ollama-stand-in", "0.0.0.0:11434", "Ollama is running")
+        .unwrap();
+    server.ok(&["ufw", "--force", "enable"]).unwrap();
+    let _docker = server.dockerd().unwrap();
+    let net_admin = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--inh-caps=+net_admin",
+        "--ambient-caps=+net_admin",
+    ];
+    let host = observe_in(server, &net_admin);
+    assert!(!host.privileged);
+    assert!(host.rules.rule_count() > 50);
+    let gaps = gaps(&host);
+    for gap in [
+        ("processes", Uncertain::Names),
+        ("container engine", Uncertain::Endpoints),
+    ] {
+        assert!(gaps.contains(&gap), "{gap:?} in {gaps:?}");
+    }
+    // Only root may read whether there are tables of iptables-legacy, so that every verdict is in
+    // doubt, and that alone is why.
+    let doubts: Vec<&str> = host
+        .unseen
+        .iter()
+        .filter(|gap| gap.uncertain == Uncertain::Verdicts)
+        .map(|gap| gap.why.as_str())
+        .collect();
+    assert!(
+        doubts.iter().all(|why| why.starts_with("iptables-legacy")),
+        "{doubts:?}"
+    );
+    let loaded = host.ufw.as_ref().unwrap().loaded;
+    assert_eq!(loaded, doubts.is_empty().then_some(true));
+    assert_eq!(socket(&host, "0.0.0.0", 11434).process, None);
+}
+
 /// Addresses, routes, sockets and rules come from the kernel: no tool is asked about them.
 #[test]
 #[ignore = "live: run by cargo xtask test"]
@@ -487,6 +537,18 @@ fn the_kernel_and_the_tools_tell_the_same_rules() {
     let with_tools = ["/usr/bin/env", &format!("{TOOLS}=1")];
     let kernel = observe_in(server, &[]);
     let tools = observe_in(server, &with_tools);
+    // Where nothing happens, two looks find the same in the same order.
+    let stable = |mut host: Host| {
+        host.taken.clear();
+        host.rules = host.rules.bare();
+        snapshot(&host).unwrap()
+    };
+    assert_eq!(
+        stable(kernel.clone()),
+        stable(observe_in(server, &[])),
+        "two looks"
+    );
+    assert!(kernel.neighbours.iter().any(|n| n.device == "eth0"));
     assert_eq!((gaps(&kernel), gaps(&tools)), (vec![], vec![]));
     assert!(kernel.rules.rule_count() > 50);
     assert_eq!(lines(&kernel), lines(&tools));

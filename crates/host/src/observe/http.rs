@@ -110,6 +110,14 @@ pub(super) struct Client {
     deadline: Instant,
     max_body: usize,
     open: Option<Connection>,
+    said: Said,
+}
+
+/// What a daemon says of itself with every answer.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Said {
+    /// `Server`: `Docker/20.10.24 (linux)`.
+    pub server: String,
 }
 
 impl Client {
@@ -121,7 +129,18 @@ impl Client {
             deadline,
             max_body,
             open: None,
+            said: Said::default(),
         }
+    }
+
+    /// What the daemon said of itself with its last answer.
+    pub fn said(&self) -> &Said {
+        &self.said
+    }
+
+    /// Another client of the same peer, with the same deadline.
+    pub fn again(&self) -> Self {
+        Self::new(&self.path, self.deadline, self.max_body)
     }
 
     /// The body of a `200` answer to `GET path`.
@@ -153,6 +172,7 @@ impl Client {
         if answer.keep_alive {
             self.open = Some(connection);
         }
+        self.said = answer.said;
         if answer.status != 200 {
             return Err(Error::Status {
                 path: path.to_owned(),
@@ -166,6 +186,7 @@ impl Client {
 struct Answer {
     status: u16,
     keep_alive: bool,
+    said: Said,
     body: Vec<u8>,
 }
 
@@ -184,13 +205,26 @@ enum Length {
     UntilEnd,
 }
 
+/// Everything before the body.
+struct Head {
+    status: u16,
+    length: Length,
+    keep_alive: bool,
+    said: Said,
+}
+
 impl Connection {
     fn ask(&mut self, path: &str, max_body: usize) -> Result<Answer, Error> {
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: portcullis\r\nAccept: application/json\r\n\r\n"
         );
         send(&mut self.stream, request.as_bytes(), self.deadline)?;
-        let (status, length, mut keep_alive) = self.head()?;
+        let Head {
+            status,
+            length,
+            mut keep_alive,
+            said,
+        } = self.head()?;
         let body = match length {
             Length::Exactly(size) if size > max_body => return Err(Error::TooLarge(max_body)),
             Length::Exactly(size) => self.take(size)?,
@@ -203,6 +237,7 @@ impl Connection {
         Ok(Answer {
             status,
             keep_alive,
+            said,
             body,
         })
     }
@@ -245,7 +280,7 @@ impl Connection {
         }
     }
 
-    fn head(&mut self) -> Result<(u16, Length, bool), Error> {
+    fn head(&mut self) -> Result<Head, Error> {
         let first = self.line(MAX_HEAD)?;
         let mut words = first.split(' ');
         let version = words.next().unwrap_or_default();
@@ -259,10 +294,16 @@ impl Connection {
         let mut length = Length::UntilEnd;
         let mut keep_alive = version != "HTTP/1.0";
         let mut size = first.len();
+        let mut said = Said::default();
         loop {
             let line = self.line(MAX_HEAD)?;
             if line.is_empty() {
-                return Ok((status, length, keep_alive));
+                return Ok(Head {
+                    status,
+                    length,
+                    keep_alive,
+                    said,
+                });
             }
             size += line.len();
             if size > MAX_HEAD {
@@ -281,6 +322,7 @@ impl Connection {
                     let size = value.parse().map_err(|_| Error::Malformed("a length"))?;
                     length = Length::Exactly(size);
                 }
+                "server" => said.server = value.to_owned(),
                 "connection" => keep_alive = !value.eq_ignore_ascii_case("close"),
                 _ => {}
             }

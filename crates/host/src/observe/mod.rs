@@ -25,7 +25,7 @@ pub use snapshot::{SnapshotError, from_snapshot, snapshot};
 use disk::Disk;
 use gaps::{Gaps, words};
 use kernel::{Processes, Runtime};
-use portcullis_core::host::{Engine, HOST_SCHEMA, Host, Socket, Uncertain};
+use portcullis_core::host::{Engine, HOST_SCHEMA, Host, Neighbour, Socket, Uncertain};
 use reach::Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -95,7 +95,8 @@ pub fn observe_with(options: &Options) -> Host {
     };
     (host.hostname, host.kernel) = facts::names();
     std::thread::scope(|scope| {
-        // Whatever waits for others starts first.
+        // Whatever waits for others starts first, what takes longest before all.
+        let settings = scope.spawn(|| (sshd::settings(&disk), Gaps::default()));
         let engines = scope.spawn(|| {
             let usual;
             let paths = match &options.engine_sockets {
@@ -116,14 +117,11 @@ pub fn observe_with(options: &Options) -> Host {
             fail2ban::read(&disk, &given)
         });
         let rules = scope.spawn(|| rules::read(options.rules_from));
-        let packages = scope.spawn(|| match disk.is_real() {
-            true => facts::packages(),
-            false => Default::default(),
-        });
-        let settings = scope.spawn(|| (sshd::settings(&disk), Gaps::default()));
+        let packages = scope.spawn(|| facts::packages(&disk));
 
         let processes = processes(&mut gaps);
         host.net = net(&mut gaps);
+        host.neighbours = neighbours(&host.net, &mut gaps);
         let users = disk.text("/etc/passwd").ok().flatten().unwrap_or_default();
         let users = sockets::users(&users);
         host.sockets = sockets::of_host(&processes, &host.net, &users, &mut gaps);
@@ -251,6 +249,30 @@ fn daemon_wants_tls(processes: &Processes) -> Option<bool> {
         .find(|p| p.comm == "dockerd" && !p.cmdline.is_empty())?;
     let says = |a: &String| matches!(a.as_str(), "--tlsverify" | "--tlsverify=true");
     Some(daemon.cmdline.iter().any(says))
+}
+
+/// Who is on the links. No verdict depends on it.
+fn neighbours(net: &Net, gaps: &mut Gaps) -> Vec<Neighbour> {
+    let found = kernel::neighbours().unwrap_or_else(|error| {
+        gaps.add("neighbours", words(&error), Uncertain::Names);
+        Vec::new()
+    });
+    let link = |index: u32| net.interfaces.iter().find(|link| link.index == index);
+    let hex = |bytes: &[u8]| {
+        let bytes: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        bytes.join(":")
+    };
+    found
+        .into_iter()
+        .map(|n| Neighbour {
+            device: link(n.oif).map_or_else(|| format!("if{}", n.oif), |link| link.name.clone()),
+            address: n.address,
+            link_address: (!n.link_address.is_empty()).then(|| hex(&n.link_address)),
+            permanent: n.permanent,
+            router: n.router,
+            proxy: n.proxy,
+        })
+        .collect()
 }
 
 /// The system's units that own a listening socket.

@@ -6,7 +6,7 @@ use super::disk::Disk;
 use super::gaps::{Gaps, words};
 use super::http;
 use portcullis_core::compose;
-use portcullis_core::host::{ComposeFile, Engine, Uncertain};
+use portcullis_core::host::{ComposeFile, Container, Engine, Uncertain};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +21,10 @@ const MAX_ANSWER: usize = 16 * 1024 * 1024;
 const MAX_CONTAINERS: usize = 4096;
 /// Most compose files that are read.
 const MAX_FILES: usize = 64;
+/// Connections over which an engine is asked about its containers at the most.
+const CONNECTIONS: usize = 4;
+/// Containers that are worth no connection of their own.
+const ON_ONE_CONNECTION: usize = 3;
 /// Most sockets that are asked.
 const MAX_SOCKETS: usize = 16;
 
@@ -207,61 +211,121 @@ enum Answer {
 
 fn ask(path: &Path, deadline: Instant) -> Answer {
     let mut client = http::Client::new(path, deadline, MAX_ANSWER);
-    let version = match get(&mut client, "/version") {
-        Ok(version) => version,
+    // Whatever is asked first, the answer's head tells who answers.
+    let networks = match get(&mut client, "/networks") {
         Err(http::Error::Io(error)) if error.kind() == ErrorKind::ConnectionRefused => {
             return Answer::Nobody;
         }
+        Err(error @ http::Error::Late) => return Answer::Failed(words(&error)),
+        other => other,
+    };
+    let told = parse::told_by_head(client.said());
+    let told_by_head = told.is_some();
+    let mut found = match told.map_or_else(|| version(&mut client), Ok) {
+        Ok(found) => found,
         Err(error) => return Answer::Failed(words(&error)),
     };
-    let mut found = parse::engine(&version);
-    let part =
-        |client: &mut http::Client, what: &str, found: &mut parse::Found| match get(client, what) {
-            Ok(json) => Some(json),
-            Err(error) => {
-                found.unseen.push(format!("{what}: {}", words(&error)));
-                None
-            }
-        };
-    if let Some(info) = part(&mut client, "/info", &mut found) {
-        parse::info(&info, &mut found);
+    match networks {
+        Ok(networks) => parse::networks(&networks, &mut found),
+        Err(error) => found.unseen.push(format!("/networks: {}", words(&error))),
     }
-    if let Some(networks) = part(&mut client, "/networks", &mut found) {
-        parse::networks(&networks, &mut found);
-    }
-    let Some(list) = part(&mut client, "/containers/json", &mut found) else {
-        return Answer::Engine(Box::new(found));
+    // Docker runs programs to answer this (`runc --version` among them), so that it takes longer
+    // than all the rest: it is waited for meanwhile.
+    let info = |mut client: http::Client| (get(&mut client, "/info"), client);
+    let info = if told_by_head {
+        let aside = client.again();
+        std::thread::scope(|scope| {
+            let info = scope.spawn(|| info(aside).0);
+            containers(client, &mut found);
+            let failed = |_| Err(http::Error::Malformed("the reader failed"));
+            info.join().unwrap_or_else(failed)
+        })
+    } else {
+        let (info, client) = info(client);
+        containers(client, &mut found);
+        info
     };
-    parse::containers(&list, &mut found);
-    if found.engine.containers.len() > MAX_CONTAINERS {
+    match info {
+        Ok(info) => parse::info(&info, &mut found),
+        Err(error) => found.unseen.push(format!("/info: {}", words(&error))),
+    }
+    Answer::Engine(Box::new(found))
+}
+
+fn version(client: &mut http::Client) -> Result<parse::Found, http::Error> {
+    Ok(parse::engine(&get(client, "/version")?))
+}
+
+/// Asks for the containers.
+fn containers(mut client: http::Client, found: &mut parse::Found) {
+    match get(&mut client, "/containers/json") {
+        Ok(list) => {
+            parse::containers(&list, found);
+            inspect(client, found);
+        }
+        Err(error) => found
+            .unseen
+            .push(format!("/containers/json: {}", words(&error))),
+    }
+}
+
+/// Asks about the containers one by one, on a few connections side by side.
+fn inspect(client: http::Client, found: &mut parse::Found) {
+    let containers = &mut found.engine.containers;
+    if containers.len() > MAX_CONTAINERS {
         found.unseen.push(format!(
             "{} containers, of which only {MAX_CONTAINERS} are shown",
-            found.engine.containers.len()
+            containers.len()
         ));
-        found.engine.containers.truncate(MAX_CONTAINERS);
+        containers.truncate(MAX_CONTAINERS);
     }
-    let mut missing = 0;
-    let mut why = String::new();
-    for container in &mut found.engine.containers {
+    let share = containers
+        .len()
+        .div_ceil(CONNECTIONS)
+        .max(ON_ONE_CONNECTION);
+    let missing = std::thread::scope(|scope| {
+        let mut client = Some(client);
+        let threads: Vec<_> = containers
+            .chunks_mut(share)
+            .filter_map(|part| {
+                let mine = client.take()?;
+                client = Some(mine.again());
+                Some(scope.spawn(move || inspect_each(mine, part)))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .filter_map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or(Some("the reader failed".to_owned()))
+            })
+            .next()
+    });
+    if let Some(why) = missing {
+        found
+            .unseen
+            .push(format!("details of some containers are missing: {why}"));
+    }
+}
+
+/// Why details of some are missing, if they are.
+fn inspect_each(mut client: http::Client, containers: &mut [Container]) -> Option<String> {
+    let mut missing = None;
+    for container in containers {
         match get(&mut client, &format!("/containers/{}/json", container.id)) {
             Ok(json) => parse::inspect(&json, container),
             // Gone between the two questions, or not answered: the list told most of it.
             Err(http::Error::Status { status: 404, .. }) => {}
             Err(error) => {
-                missing += 1;
-                why = words(&error);
+                missing = Some(words(&error));
                 if matches!(error, http::Error::Late) {
                     break;
                 }
             }
         }
     }
-    if missing > 0 {
-        found
-            .unseen
-            .push(format!("details of some containers are missing: {why}"));
-    }
-    Answer::Engine(Box::new(found))
+    missing
 }
 
 fn get(client: &mut http::Client, path: &str) -> Result<Value, http::Error> {
@@ -326,9 +390,9 @@ mod tests {
             "NetworkSettings":{{"Networks":{{"bridge":{{"IPAddress":"172.17.0.2"}}}}}}}}]"#
         );
         let answers = vec![
+            answer("[]"),
             answer(r#"{"Version":"20.10.24","Components":[{"Name":"Engine"}]}"#),
             answer(r#"{"ID":"X"}"#),
-            answer("[]"),
             answer(&list),
         ];
         let (engines, gaps) = observe(answers, true);
@@ -342,9 +406,70 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_no_json_is_a_gap() {
-        let (engines, gaps) = observe(vec![answer("<html>")], false);
+        let html = || answer("<html>");
+        let (engines, gaps) = observe(vec![html(), html()], false);
         assert!(engines.is_empty());
         assert_eq!(gaps, ["/docker.sock: the answer makes no sense: no JSON"]);
+    }
+
+    /// Answers by path, on several connections side by side; what it was asked.
+    fn docker(path: &Path) -> std::sync::Arc<std::sync::Mutex<Vec<String>>> {
+        use std::io::{BufRead, BufReader, Write};
+        let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+        let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let log = asked.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, log) = (stream.unwrap(), log.clone());
+                std::thread::spawn(move || {
+                    let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                    for line in lines.map_while(Result::ok) {
+                        let Some(path) = line.strip_prefix("GET ") else {
+                            continue;
+                        };
+                        let path = path.trim_end_matches(" HTTP/1.1").to_owned();
+                        let json = match path.as_str() {
+                            "/networks" => "[]".to_owned(),
+                            "/info" => r#"{"ID":"X","Swarm":{"LocalNodeState":"active"}}"#.into(),
+                            "/containers/json" => {
+                                let ids: Vec<String> =
+                                    (0..9).map(|n| format!(r#"{{"Id":"c{n}"}}"#)).collect();
+                                format!("[{}]", ids.join(","))
+                            }
+                            _ => r#"{"State":{"Pid":7}}"#.to_owned(),
+                        };
+                        let head = "HTTP/1.1 200 OK\r\nServer: Docker/20.10.24+dfsg1 (linux)\r\n";
+                        let size = json.len();
+                        log.lock().unwrap().push(path);
+                        let answer = format!("{head}Content-Length: {size}\r\n\r\n{json}");
+                        if stream.write_all(answer.as_bytes()).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        asked
+    }
+
+    #[test]
+    fn docker_is_not_asked_for_a_version_that_every_answer_tells() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docker.sock");
+        let asked = docker(&path);
+        let disk = Disk::new(folder.path());
+        let (engines, gaps) = engines(&disk, &[path], Duration::from_secs(20));
+        assert_eq!(gaps.list(), []);
+        assert_eq!(engines[0].version, "20.10.24+dfsg1");
+        assert!(engines[0].swarm, "what only /info tells is kept");
+        // Every container once, over however many connections.
+        assert_eq!(engines[0].containers.len(), 9);
+        assert!(engines[0].containers.iter().all(|c| c.pid == Some(7)));
+        let mut asked = asked.lock().unwrap().clone();
+        asked.sort();
+        let mut expected: Vec<String> = (0..9).map(|n| format!("/containers/c{n}/json")).collect();
+        expected.extend(["/containers/json", "/info", "/networks"].map(str::to_owned));
+        assert_eq!(asked, expected);
     }
 
     #[test]
@@ -354,9 +479,9 @@ mod tests {
         let link = folder.path().join("link.sock");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         let answers = vec![
+            answer("[]"),
             answer(r#"{"Version":"1"}"#),
             answer("{}"),
-            answer("[]"),
             answer("[]"),
         ];
         peer(&path, answers, false);

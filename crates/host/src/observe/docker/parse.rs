@@ -1,6 +1,7 @@
 //! The engines' JSON. Field by field and forgiving: one field of an unexpected shape does not
 //! take the rest with it. Docker Engine API v1.24 to v1.51, and Podman's copy of it.
 
+use crate::observe::http::Said;
 use portcullis_core::host::{Compose, Container, ContainerAddress, Engine, Network, Publish};
 use reach::Proto;
 use serde_json::Value;
@@ -67,6 +68,21 @@ fn id(value: &Value) -> Option<String> {
     let id = value.as_str()?;
     let fits = (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric());
     fits.then(|| id.to_owned())
+}
+
+/// What the head of any of Docker's answers tells as well as /version does; `None` when that has to
+/// be asked.
+pub(super) fn told_by_head(said: &Said) -> Option<Found> {
+    let version = said.server.strip_prefix("Docker/")?;
+    let version = version.split(' ').next().filter(|v| !v.is_empty())?;
+    Some(Found {
+        engine: Engine {
+            kind: "docker".to_owned(),
+            version: version.chars().take(MAX_TEXT).collect(),
+            ..Engine::default()
+        },
+        ..Found::default()
+    })
 }
 
 /// GET /version
@@ -545,6 +561,21 @@ mod tests {
             "/etc",
         ] {
             check(source, false);
+        }
+    }
+
+    #[test]
+    fn what_the_head_of_an_answer_tells() {
+        let told = |server: &str| {
+            let server = server.to_owned();
+            told_by_head(&Said { server }).map(|found| found.engine.version)
+        };
+        let some = |text: &str| Some(text.to_owned());
+        let debian = "Docker/20.10.24+dfsg1 (linux)";
+        assert_eq!(told(debian), some("20.10.24+dfsg1"));
+        assert_eq!(told("Docker/29.0.1 (linux)"), some("29.0.1"));
+        for server in ["Libpod/4.3.1 (linux)", "nginx", "Docker/", "Docker/ 1", ""] {
+            assert_eq!(told(server), None, "{server}");
         }
     }
 
