@@ -2,6 +2,7 @@
 
 use crate::args::{FactsSource, PolicySource, Probe};
 use crate::error::CliError;
+use host::observe::SnapshotError;
 use portcullis_core::catalog;
 use portcullis_core::host::{HOST_SCHEMA, Host};
 use portcullis_core::policy::Policy;
@@ -157,25 +158,21 @@ fn only_owners_write(path: &Path) -> Result<(), CliError> {
 /// Reads a snapshot file.
 pub fn snapshot(path: &Path) -> Result<Host, CliError> {
     let text = text(path, "snapshot", DUMP_LIMIT)?;
-    let unreadable = |error: &serde_json::Error| {
-        CliError::usage(format!("{} is not a snapshot", path.display()))
-            .because(error)
-            .hint("make one with: portcullis snapshot > host.json")
-    };
-    #[derive(serde::Deserialize)]
-    struct Versioned {
-        schema: u32,
-    }
-    let version: Versioned = serde_json::from_str(&text).map_err(|error| unreadable(&error))?;
-    if version.schema != HOST_SCHEMA {
-        return Err(CliError::usage(format!(
-            "{} has snapshot format {}, this portcullis reads {HOST_SCHEMA}",
-            path.display(),
-            version.schema
-        ))
-        .hint("make the snapshot again with this version of portcullis"));
-    }
-    serde_json::from_str(&text).map_err(|error| unreadable(&error))
+    host::observe::from_snapshot(&text).map_err(|error| {
+        let path = path.display();
+        match error {
+            SnapshotError::Version { found } => CliError::usage(format!(
+                "{path} has snapshot format {found}, this portcullis reads {HOST_SCHEMA}"
+            ))
+            .hint("make the snapshot again with this version of portcullis"),
+            SnapshotError::Shape(why) => CliError::usage(format!("{path} is not a snapshot"))
+                .because(&why)
+                .hint("make one with: portcullis snapshot > host.json"),
+            SnapshotError::Write(why) => {
+                CliError::usage(format!("{path} is not a snapshot")).because(&why)
+            }
+        }
+    })
 }
 
 /// The policy that counts: the file named, else the machine's, else the built-in one; with its name.

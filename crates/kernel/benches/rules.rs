@@ -85,7 +85,7 @@ fn dump(rules: usize, chains: usize) -> String {
 
 fn compare(rules: usize, chains: usize, rounds: usize) {
     let measure = move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("root is needed");
+        unshare(CloneFlags::CLONE_NEWNET).unwrap(); // As root.
         let mut restore = Command::new("/usr/sbin/iptables-nft-restore")
             .stdin(Stdio::piped())
             .spawn()
