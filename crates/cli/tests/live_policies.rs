@@ -238,7 +238,7 @@ fn random_policies_settle_at_once_and_are_undone_as_a_whole() {
     let number =
         |name: &str, usual: u64| std::env::var(name).map_or(usual, |value| value.parse().unwrap());
     let (wanted, seed) = (
-        number("PORTCULLIS_POLICIES", 12),
+        number("PORTCULLIS_POLICIES", 8),
         number("PORTCULLIS_SEED", 1),
     );
     let world = World::new("policies").unwrap();

@@ -33,44 +33,46 @@ const LOG: &str = "/var/log/trace";
 /// What befalls the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blow {
+    /// What is traced.
     set: &'static str,
+    /// What is done: `fsync:signal=SIGKILL:when=3`. strace counts each call for itself.
     how: String,
     /// In words.
     pub name: String,
 }
 
 impl Blow {
-    /// SIGKILL at the entry of the `number`th call of [`CALLS`], from 1.
-    pub fn kill(number: usize) -> Self {
+    /// SIGKILL at the entry of a call, by its number in a trace of [`CALLS`].
+    pub fn kill(trace: &Trace, number: usize) -> Self {
+        let (name, nth) = trace.nth(number);
         Self {
             set: CALLS,
-            how: format!("signal=SIGKILL:when={number}"),
-            name: format!("killed at call {number} of those that change something"),
+            how: format!("{name}:signal=SIGKILL:when={nth}"),
+            name: format!("killed at call {number}, {name} {nth}"),
         }
     }
-    /// SIGKILL at the entry of the `number`th of all calls.
-    pub fn kill_any(number: usize) -> Self {
+    /// SIGKILL at the entry of a call, by its number in a trace of all calls.
+    pub fn kill_any(trace: &Trace, number: usize) -> Self {
         Self {
             set: "all",
-            how: format!("signal=SIGKILL:when={number}"),
-            name: format!("killed at call {number} of all"),
+            ..Self::kill(trace, number)
         }
     }
-    /// An error instead of the `number`th call of [`CALLS`]; `lasting`: and of the next fifteen.
-    pub fn error(errno: &str, number: usize, lasting: bool) -> Self {
-        let until = if lasting {
-            format!("..{}", number + 15)
-        } else {
-            String::new()
+    /// An error instead of a call; `lasting`: and instead of the next fifteen of its kind.
+    pub fn error(trace: &Trace, errno: &str, number: usize, lasting: bool) -> Self {
+        let (name, nth) = trace.nth(number);
+        let until = match lasting {
+            true => format!("..{}", nth + 15),
+            false => String::new(),
         };
         Self {
             set: CALLS,
-            how: format!("error={errno}:when={number}{until}"),
-            name: format!(
-                "{errno} at call {number}{}",
-                if lasting { " and on" } else { "" }
-            ),
+            how: format!("{name}:error={errno}:when={nth}{until}"),
+            name: format!("{errno} at call {number}, {name} {nth}{until}"),
         }
+    }
+    fn kills(&self) -> bool {
+        self.how.contains("SIGKILL")
     }
     /// Only watches.
     pub fn none(all: bool) -> Self {
@@ -91,7 +93,7 @@ impl Blow {
         words.extend(["-e".into(), format!("trace={}", self.set)]);
         words.extend(["-e".into(), "signal=none".into()]);
         if !self.how.is_empty() {
-            words.extend(["-e".into(), format!("inject={}:{}", self.set, self.how)]);
+            words.extend(["-e".into(), format!("inject={}", self.how)]);
         }
         words
     }
@@ -140,6 +142,21 @@ impl Trace {
                 changes(line) || wait && first
             })
             .collect()
+    }
+    /// The name of a call, and how many of that name there were up to and with it.
+    fn nth(&self, number: usize) -> (&str, usize) {
+        let name = call(&self.0[number - 1]);
+        let nth = self.0[..number]
+            .iter()
+            .filter(|line| call(line) == name)
+            .count();
+        (name, nth)
+    }
+    /// Whether the program died at its last call.
+    fn died(&self) -> bool {
+        self.0
+            .last()
+            .is_some_and(|line| line.ends_with("= ?") && call(line) != "exit_group")
     }
     /// How many calls that change something were made; the last may not have happened.
     pub fn reached(&self) -> usize {
@@ -230,6 +247,8 @@ pub struct Sweep<'a> {
     /// Of these, those that left everything undone, and those that left everything done.
     pub olds: usize,
     pub news: usize,
+    /// Runs that ended before the blow fell.
+    pub unharmed: usize,
     places: BTreeSet<(String, usize)>,
 }
 
@@ -275,6 +294,7 @@ impl<'a> Sweep<'a> {
             points: 0,
             olds: 0,
             news: 0,
+            unharmed: 0,
             places: BTreeSet::new(),
         };
         // Once through, so that what the first use leaves (empty tables) is there on every round.
@@ -392,13 +412,29 @@ impl<'a> Sweep<'a> {
         let (said, trace) = self.run(act, blow, children);
         let tail: Vec<&str> = said.lines().rev().take(2).collect();
         let what = format!("{act:?}, {} ({}): {tail:?}", blow.name, trace.last());
+        if std::env::var_os("PORTCULLIS_SWEEP_TELL").is_some() {
+            eprintln!(
+                "{act:?}, {}: {} changes of {} calls, {}",
+                blow.name,
+                trace.reached(),
+                trace.calls(),
+                trace.last()
+            );
+        }
         // The watchdog of a dead apply may be at it as well: the lock lets one after the other.
         self.recover(&what);
         let history = self.machine.transact(&["history", STATE]);
         let last = history.lines().last().unwrap_or_default().to_owned();
         self.points += 1;
-        if blow.name.starts_with("killed at call") && blow.set == CALLS {
-            self.places.insert((format!("{act:?}"), trace.reached()));
+        if blow.kills() {
+            // A run differs a little from the one before (it looks at other processes): one that makes
+            // fewer calls than the blow counts goes unharmed, and is no point of this sweep.
+            if trace.died() {
+                self.places.insert((format!("{act:?}"), trace.reached()));
+            } else {
+                self.points -= 1;
+                self.unharmed += 1;
+            }
         }
         if last.contains(" Waiting ") || last.contains(" Confirmed ") {
             self.news += 1;
@@ -439,14 +475,14 @@ impl<'a> Sweep<'a> {
     /// Different places that were struck, by act.
     pub fn summary(&self) -> String {
         let mut text = format!(
-            "{} points: {} left the old state, {} the new one, none a mixture; killed at",
-            self.points, self.olds, self.news
+            "{} points ({} runs went unharmed): {} ended in the old state, {} in the new one; died at",
+            self.points, self.unharmed, self.olds, self.news
         );
         for act in Act::ALL {
             let name = format!("{act:?}");
             let places = self.places.iter().filter(|(a, _)| *a == name).count();
             if places > 0 {
-                let _ = write!(text, " {places} places of {name},");
+                let _ = write!(text, " {places} different places of {name},");
             }
         }
         text.trim_end_matches(',').to_owned()
