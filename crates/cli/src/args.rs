@@ -323,6 +323,9 @@ pub struct Scan {
         default_missing_value = scan::udp::USUAL
     )]
     pub udp: Option<String>,
+    /// Ask what stands behind the open TCP ports: a few harmless requests to each
+    #[arg(long)]
+    pub services: bool,
     /// Packets per second at the most
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     pub rate: Option<u32>,

@@ -213,3 +213,26 @@ fn a_plain_user_finds_the_same_ports_and_is_told_how() {
     assert_eq!(ports.len(), 1, "{report}");
     assert_eq!(ports[0]["port"], 443);
 }
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn what_stands_behind_an_open_port_is_named_when_asked_for() {
+    lab::require_root();
+    let world = World::new("named").unwrap();
+    let listen = "[::]:11434";
+    let _ollama = world
+        .server
+        .http_server("ollama-stand-in", listen, "Ollama is running")
+        .unwrap();
+    let target = address::SERVER.to_string();
+    let scan = |more: &str| portcullis(&world.stranger, &format!("scan -p 11434 {more} {target}"));
+    let json = scan("--services --json").stdout;
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let service = &report["targets"][0]["ports"][0]["service"];
+    assert!(service.as_str().unwrap().starts_with("Ollama"), "{json}");
+    let xml = scan("--services --xml").stdout;
+    assert!(xml.contains("<service name=\"Ollama"), "{xml}");
+    // Nobody is asked unless that was wanted.
+    let silent = scan("--json").stdout;
+    assert!(silent.contains("\"service\": null"), "{silent}");
+}

@@ -8,7 +8,7 @@ use scan::packet::{self, PacketOptions};
 use scan::{Options, PortSet, Progress, Report, ScanError};
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Targets that one call takes without a word on whose they are.
@@ -40,7 +40,10 @@ pub fn run(global: &Global, args: &Scan) -> Result<Exit, CliError> {
         Ok(report)
     });
     bar.clear();
-    let report = report.map_err(|error| CliError::unsure("cannot scan").because(&error))?;
+    let mut report = report.map_err(|error| CliError::unsure("cannot scan").because(&error))?;
+    if args.services {
+        name_services(&mut report);
+    }
     if args.json {
         print_json(&report)?;
     } else if args.xml {
@@ -56,6 +59,23 @@ pub fn run(global: &Global, args: &Scan) -> Result<Exit, CliError> {
         return Ok(Exit::Unsure);
     }
     Ok(Exit::Clean)
+}
+
+/// Names what the recogniser knows behind open TCP ports; the others stay as they are.
+fn name_services(report: &mut Report) {
+    let open: Vec<SocketAddr> = report
+        .open_tcp()
+        .into_iter()
+        .flat_map(|(address, ports)| {
+            let at = move |port| SocketAddr::new(address, port);
+            ports.into_iter().map(at)
+        })
+        .collect();
+    for found in recognise::outside(&open, &recognise::Options::default()) {
+        if let Some(name) = found.name() {
+            report.name_service(found.address.ip(), found.address.port(), name);
+        }
+    }
 }
 
 fn udp_ports(text: &str) -> Result<PortSet, CliError> {
