@@ -28,12 +28,20 @@ pub(crate) fn run(threads: u8) -> Result<(), String> {
             cargo(&["build", "--package", "portcullis"])
         });
         step(&mut steps, "Debian images", || {
-            for docker in [false, true] {
+            use lab::Release::{Bookworm, Sid, Trixie};
+            // Docker of three generations, and Podman.
+            for (release, docker, podman) in [
+                (Bookworm, false, false),
+                (Bookworm, true, false),
+                (Trixie, true, false),
+                (Trixie, false, true),
+                (Sid, true, false),
+            ] {
                 let image = lab::Image {
-                    release: lab::Release::Bookworm,
+                    release,
                     protection: true,
                     docker,
-                    podman: false,
+                    podman,
                 };
                 image
                     .ensure(&mut |line| println!("lab: {line}"))

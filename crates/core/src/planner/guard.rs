@@ -13,7 +13,7 @@
 //! - Published ports are host ports for containers too: who asks for one from a container is of the zone
 //!   `containers`. So a bridge made later that carries a LAN, which cannot be told from a container
 //!   network by its name or kind, gives nobody more than the policy gives containers, and no way to the
-//!   addresses of containers that are there.
+//!   addresses of containers of the default networks.
 //! - Bans live in two sets that a reload keeps, looked at before conntrack and DNAT, so that they hold
 //!   for host ports, published ports and open connections alike.
 //!
@@ -55,6 +55,9 @@ const POD_LINKS: [&str; 6] = [
     "flannel*",
     "kube-bridge",
 ];
+/// The default networks of Docker and Podman. Other networks come and go, and the rules must not change with
+/// them.
+const DEFAULT_BRIDGES: [&str; 2] = ["docker0", "podman0"];
 /// Bridges of virtual machines and system containers, which are hosts of their own.
 const MACHINE_BRIDGES: [&str; 4] = ["virbr", "lxdbr", "incusbr", "lxcbr"];
 
@@ -138,16 +141,16 @@ pub(super) fn chains(host: &Host, grants: &[Grant]) -> Vec<Desired> {
         forward.push(format!("iifname \"{name}\" jump incoming"));
         forward.push(format!("iifname \"{name}\" accept"));
     }
-    // From a container: the way out, and to other containers, is the engine's matter.
-    let known = container_bridges(host, &own);
+    // From a container: the way out, and to other containers, is the engine's matter. A bridge that is
+    // neither of the two default ones may carry a LAN, also one made later: it gets no way to these.
     forward.extend(
-        known
+        DEFAULT_BRIDGES
             .iter()
+            .filter(|name| !own.iter().any(|o| o == *name))
             .map(|name| format!("iifname \"{name}\" accept")),
     );
-    // From a bridge made later: a container network, or a LAN.
     forward.extend(
-        known
+        DEFAULT_BRIDGES
             .iter()
             .map(|name| format!("meta iifkind \"bridge\" oifname \"{name}\" drop")),
     );
@@ -263,24 +266,6 @@ pub(super) fn own_bridges(host: &Host) -> Vec<String> {
             machines || carries_uplink(host, i)
         })
         .map(|i| i.name.clone())
-        .collect();
-    out.sort();
-    out.dedup();
-    out
-}
-
-/// Bridges of container networks that are there; `own` are those that surely are none.
-fn container_bridges(host: &Host, own: &[String]) -> Vec<String> {
-    let networks = host.engines.iter().flat_map(|e| &e.networks);
-    let mut out: Vec<String> = networks
-        .filter_map(|n| n.bridge.clone())
-        .chain(
-            ["docker0", "podman0"]
-                .into_iter()
-                .map(str::to_owned)
-                .filter(|name| host.net.interfaces.iter().any(|i| i.name == *name)),
-        )
-        .filter(|name| safe_interface(name) && !own.contains(name))
         .collect();
     out.sort();
     out.dedup();

@@ -99,10 +99,14 @@ pub(crate) fn source<'a>(
     let compose = container.compose.as_ref()?;
     compose.files.iter().find_map(|file| {
         let entries = &host.compose_files.get(file)?.ports;
-        let entry = entries.iter().find(|e| {
-            e.service == compose.service
-                && e.publishes(publish.proto, publish.host_port, publish.container_port)
-        })?;
+        let mut own = entries.iter().filter(|e| e.service == compose.service);
+        let exact =
+            |e: &&Entry| e.publishes(publish.proto, publish.host_port, publish.container_port);
+        // Where none is, one that could not be read (variables) may be the one.
+        let entry = own
+            .clone()
+            .find(exact)
+            .or_else(|| own.find(|e| e.left.is_some() && e.published.is_none()))?;
         Some((file.as_str(), entry))
     })
 }

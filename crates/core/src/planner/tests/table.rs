@@ -768,4 +768,7 @@ fn a_bridge_made_later_gets_no_more_than_containers_do() {
     let shut = at("meta iifkind \"bridge\" oifname \"docker0\" drop");
     let out = at("meta iifkind \"bridge\" accept");
     assert!(published < known && known < shut && shut < out, "{forward}");
+    // Networks come and go: the rules stay the same, and a plan stays empty.
+    host.engines.clear();
+    assert_eq!(guard::ruleset(&host, &Policy::builtin()).unwrap(), text);
 }
