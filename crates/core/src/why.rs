@@ -3,9 +3,12 @@
 use crate::expose;
 use crate::host::Host;
 use crate::zones::{self, Place};
-use reach::{AddrSet, Answer, Proto, Query, World};
+use reach::{AddrSet, Answer, Engine, Proto, Query, World};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+
+mod whose;
+pub use whose::whose;
 
 /// A question in the operator's terms.
 #[derive(Debug, Clone)]
@@ -75,6 +78,11 @@ pub fn ways(host: &Host, question: &Question) -> Result<Vec<Way>, NoWay> {
             return Err(NoWay::Interface(ingress.clone()));
         }
     }
+    // Its rules are made ready once for all places.
+    let engine = Engine::new(World {
+        rules: &host.rules,
+        net: &host.net,
+    });
     let mut ways: Vec<Way> = Vec::new();
     for place in &places {
         for to in destinations(host, question, place) {
@@ -90,11 +98,7 @@ pub fn ways(host: &Host, question: &Question) -> Result<Vec<Way>, NoWay> {
                 sport: None,
                 sources,
             };
-            let world = World {
-                rules: &host.rules,
-                net: &host.net,
-            };
-            let answer = reach::reach(world, &query);
+            let answer = engine.reach(&query);
             let twin = ways.iter_mut().find(|way| {
                 way.zone == place.zone
                     && way.interface == place.interface

@@ -6,6 +6,7 @@
 //! missing leaves it open. What is not understood is never called closed.
 //!
 //! Each part of the answer names the rule that decided and the jumps, NAT and routing that led to it.
+//! Where a ruleset is huge, [`Engine::decide`] gives the sets first and puts into words only what one asks for.
 //!
 //! The crate does no IO. [`parse`] reads the text of `iptables-save`, `nft list ruleset` (also with `-j`) and
 //! `ipset save`; other readers can fill [`ir`] and [`Net`] themselves.

@@ -1,7 +1,7 @@
 //! The engine against the kernel.
 //!
 //! Needs root. A longer run:
-//! `PORTCULLIS_ORACLE_RULESETS=10000 cargo test -p portcullis-reach --test live_oracle -- --ignored --nocapture`
+//! `PORTCULLIS_ORACLE_RULESETS=10000 PORTCULLIS_ORACLE_SEED=1000000 cargo test -p portcullis-reach --test live_oracle -- --ignored --nocapture`
 //! `PORTCULLIS_ORACLE_SEED` sets the first seed, `PORTCULLIS_ORACLE_THREADS` the number of worlds side by side.
 
 #![allow(

@@ -250,3 +250,50 @@ fn too_many_rules_are_counted_as_cut_off() {
     assert_eq!(r.rule_count(), MAX_RULES + 1);
     assert_eq!(notes.len(), 1);
 }
+
+/// 100 MB of one thing after the other: each is answered, and what is kept of it is bounded. Longer than a usual run:
+/// `cargo test --release -p portcullis-reach --test parse_hostile -- --ignored --nocapture`;
+/// `PORTCULLIS_HOSTILE_MB` says how much.
+#[test]
+#[ignore = "long: minutes and some GiB"]
+fn a_hundred_megabytes_of_anything() {
+    let megabytes: usize = match std::env::var("PORTCULLIS_HOSTILE_MB") {
+        Ok(text) => text.parse().unwrap(),
+        Err(_) => 100,
+    };
+    let peak = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
+        let kib: usize = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kib / 1024
+    };
+    for unit in [
+        "-A INPUT -s 1.2.3.4 -p tcp -m tcp --dport 22 -j DROP\n",
+        "ip saddr 1.2.3.4 tcp dport 22 drop\n",
+        "1.2.3.4, ",
+        "garbage \u{0}\u{1b}[2J\n",
+        "{\"rule\": 1}, ",
+        "add s 1.2.3.4\n",
+        "{",
+    ] {
+        let body = unit.repeat((megabytes << 20) / unit.len());
+        for before in [
+            "*filter\n:INPUT DROP [0:0]\n",
+            "table ip t { chain c {\n",
+            "table ip t { set s { type ipv4_addr; elements = { ",
+            "{\"nftables\": [",
+        ] {
+            let text = format!("{before}{body}");
+            let started = Instant::now();
+            check(&text);
+            println!(
+                "{} MB of {unit:?} behind {before:?}: {:?}, peak so far {} MiB",
+                text.len() >> 20,
+                started.elapsed(),
+                peak()
+            );
+        }
+    }
+    // The text itself is there twice; rules and elements are counted, and beyond their limits not kept.
+    assert!(peak() < 2 * megabytes + 6 * 1024, "{} MiB", peak());
+}

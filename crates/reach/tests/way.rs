@@ -626,3 +626,38 @@ fn tproxy_hands_the_packet_to_a_local_socket() {
         "closed"
     );
 }
+
+/// The witness for one client is the piece of the whole answer that has it.
+#[test]
+fn who_asks_for_one_client_gets_its_piece() {
+    let rules = rules(
+        "*filter\n:INPUT DROP [0:0]\n-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
+         -A INPUT -s 203.0.113.0/24 -j DROP\n-A INPUT -s 198.51.100.0/24 -m limit --limit 3/min -j ACCEPT\n\
+         -A INPUT -p tcp -m tcp --sport 53 -s 192.0.2.0/24 -j ACCEPT\n\
+         -A INPUT -s 10.0.0.0/8 -p tcp -m tcp --dport 22 -j ACCEPT\nCOMMIT\n",
+    );
+    let net = host();
+    let engine = Engine::new(World {
+        rules: &rules,
+        net: &net,
+    });
+    let query = tcp("eth0", "192.0.2.10", 22);
+    let answer = engine.reach(&query);
+    let decision = engine.decide(&query);
+    assert_eq!(decision.admitted(), &answer.admitted);
+    assert_eq!(decision.conditional(), &answer.conditional);
+    assert_eq!(decision.blocked(), &answer.blocked);
+    for client in [
+        "203.0.113.9",
+        "198.51.100.9",
+        "192.0.2.77",
+        "10.1.2.3",
+        "8.8.8.8",
+        "127.0.0.1",
+        "224.0.0.1",
+    ] {
+        let found = decision.piece(client.parse().unwrap());
+        assert_eq!(found.as_ref(), Some(piece(&answer, client)), "{client}");
+    }
+    assert_eq!(decision.piece("2001:db8::1".parse().unwrap()), None);
+}

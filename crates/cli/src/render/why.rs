@@ -4,8 +4,8 @@ use super::reach::{named, word};
 use super::style::{DIM, HEAD, paint};
 use portcullis_core::host::Host;
 use portcullis_core::text::clean;
-use portcullis_core::why::{Question, Way};
-use reach::{AddrSet, Delivery, Owner, Piece, RuleRef, Verdict};
+use portcullis_core::why::{Question, Way, whose};
+use reach::{AddrSet, Delivery, Piece, RuleRef, Verdict};
 use std::fmt::Write as _;
 
 /// Prefixes that are named as an exception at the most.
@@ -105,15 +105,12 @@ fn line(host: &Host, at: Option<&RuleRef>, text: &str) -> String {
     } else {
         format!("rule {}", at.position)
     };
-    let owner = match reach::owner(&host.rules, at) {
-        Owner::User => "yours".to_owned(),
-        owner => clean(&owner.to_string()),
-    };
     format!(
-        "{} {} {} {position} ({owner}): {}",
+        "{} {} {} {position} ({}): {}",
         at.family,
         clean(&at.table),
         clean(&at.chain),
+        whose(host, at),
         clean(text)
     )
 }

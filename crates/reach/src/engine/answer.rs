@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::compile::Compiled;
 use super::ledger::{Ledger, Record};
 use super::packet::Packet;
-use super::trace::{Entry, Node, ROOT, Trace};
+use super::trace::{Entry, Node, Quick, ROOT, Trace};
 use super::walk::Walk;
 use crate::intervals::{self, Ivs, Pending, Unit};
 use crate::{AddrSet, Answer, Delivery, Piece, Step, Verdict};
@@ -190,13 +190,10 @@ impl Decision<'_> {
     fn piece_of<T: Unit>(&self, walks: &[Walked<T>], source: IpAddr) -> Option<Piece> {
         let at = T::from_ip(source)?;
         walks.iter().find_map(|walked| {
-            let holds = |part: &Part<T>| intervals::contains(&part.set, at);
-            let mut parts = walked.parts().into_iter().filter(holds).map(|mut part| {
-                self.left(&mut part, walks);
-                part
-            });
-            let part = parts.find(holds)?;
-            Some(walked.tell(part, self.tables))
+            let mut part = walked.part_of(at)?;
+            self.left(&mut part, walks);
+            let held = intervals::contains(&part.set, at);
+            held.then(|| walked.tell(part, self.tables))
         })
     }
 }
@@ -210,11 +207,34 @@ struct Part<T> {
 }
 
 impl<T: Unit> Walked<T> {
+    /// The part that one client is in, without looking at those of another fate.
+    fn part_of(&self, at: T) -> Option<Part<T>> {
+        let mut out = Parts::new(self);
+        match &self.found {
+            f if intervals::contains(&f.admitted, at) => out.admitted(),
+            f if intervals::contains(&f.conditional, at) => out.conditional(),
+            f if intervals::contains(&f.blocked, at) => out.blocked(),
+            _ => return None,
+        }
+        let mine = out
+            .list
+            .iter()
+            .position(|p| intervals::contains(&p.set, at))?;
+        let mut part = out.list.swap_remove(mine);
+        let reason = self.trace.entry(part.node);
+        for other in out.list {
+            if (other.verdict, &other.delivered) == (part.verdict, &part.delivered)
+                && self.trace.entry(other.node) == reason
+            {
+                part.set.extend(other.set);
+            }
+        }
+        part.set = intervals::normalise(part.set);
+        Some(part)
+    }
+
     fn parts(&self) -> Vec<Part<T>> {
-        let mut out = Parts {
-            walked: self,
-            list: vec![],
-        };
+        let mut out = Parts::new(self);
         out.admitted();
         out.conditional();
         out.blocked();
@@ -255,7 +275,13 @@ struct Parts<'w, T> {
     list: Vec<Part<T>>,
 }
 
-impl<T: Unit> Parts<'_, T> {
+impl<'w, T: Unit> Parts<'w, T> {
+    fn new(walked: &'w Walked<T>) -> Self {
+        Parts {
+            walked,
+            list: vec![],
+        }
+    }
     fn push(&mut self, set: Ivs<T>, verdict: Verdict, delivered: Option<Delivery>, node: Node) {
         if !set.is_empty() {
             self.list.push(Part {
@@ -328,7 +354,8 @@ impl<T: Unit> Parts<'_, T> {
 
     /// Parts with the same verdict, reason and delivery become one.
     fn join(self) -> Vec<Part<T>> {
-        let mut index: HashMap<(Verdict, &Entry, Option<Delivery>), usize> = HashMap::new();
+        let mut index: HashMap<(Verdict, &Entry, Option<Delivery>), usize, Quick> =
+            HashMap::with_capacity_and_hasher(self.list.len(), Quick::default());
         let mut joined: Vec<Part<T>> = vec![];
         for part in self.list {
             let reason = self.walked.trace.entry(part.node);

@@ -46,10 +46,10 @@ pub(super) struct Trace {
 }
 
 /// Steps are many and their keys are our own small numbers, so a cheap hash will do: that of the compiler (FxHash).
-type Quick = std::hash::BuildHasherDefault<QuickHasher>;
+pub(super) type Quick = std::hash::BuildHasherDefault<QuickHasher>;
 
 #[derive(Default)]
-struct QuickHasher(u64);
+pub(super) struct QuickHasher(u64);
 
 impl QuickHasher {
     fn add(&mut self, word: u64) {

@@ -312,6 +312,17 @@ pub fn campaign(seeds: impl Iterator<Item = u64>, cpu: usize, packets: usize) ->
             continue;
         };
         one(seed, world, &mut legacy, packets, &mut tally);
+        if count % 500 == 499 {
+            // A long run says how far it is.
+            println!(
+                "{} rulesets, {} packets, {} wrong, {} of {} maybe without need",
+                tally.rulesets,
+                tally.packets,
+                tally.false_closed.len() + tally.false_open.len(),
+                tally.needless_maybe,
+                tally.plain_packets
+            );
+        }
         if tally.false_closed.len() + tally.false_open.len() >= 12 {
             break;
         }
