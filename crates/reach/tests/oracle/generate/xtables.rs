@@ -1,5 +1,5 @@
 //! Random rules of iptables, and ipsets.
-use super::{Chain, Gen, LINKS, Rules, Table, Tool};
+use super::{Chain, Gen, Rules, Table, Tool};
 
 impl Gen<'_> {
     pub(super) fn xtables(&mut self, out: &mut Rules, tool: Tool) {
