@@ -95,11 +95,14 @@ fn begin(scans: usize) -> Option<Witness> {
     }
 }
 
+/// What a vantage saw, or why it could not knock; nothing where it had nothing to ask.
+type Knocked = Option<Result<Report, CliError>>;
+
 /// Every vantage that has something to ask, side by side.
 fn each(
     vantages: &mut [Vantage],
-    knock: &(dyn Fn(usize, &mut Vantage) -> Option<Result<Report, CliError>> + Sync),
-) -> Vec<Option<Result<Report, CliError>>> {
+    knock: &(dyn Fn(usize, &mut Vantage) -> Knocked + Sync),
+) -> Vec<Knocked> {
     std::thread::scope(|scope| {
         let running: Vec<_> = vantages
             .iter_mut()
