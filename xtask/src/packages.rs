@@ -27,6 +27,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iptables", "/usr/sbin/iptables"),
     ("libfaketime", ""),
     ("nftables", "/usr/sbin/nft"),
+    ("nginx-light", "/usr/sbin/nginx"),
     ("nmap", "/usr/bin/nmap"),
     ("nodejs", "/usr/bin/node"),
     ("npm", "/usr/bin/npm"),

@@ -77,6 +77,12 @@ pub enum Command {
     Remove(Remove),
     /// Knock from outside and compare with the policy
     Verify(Verify),
+    /// Who is banned: why, by which jail, since when, until when
+    Bans(Bans),
+    /// Ban an address from everything, now and after a reboot
+    Ban(Ban),
+    /// Let an address in again, whoever banned it
+    Unban(Unban),
     /// Knock on the ports of a machine of yours
     Scan(Scan),
     /// What portcullis knows about a service, or about all, with sources and dates
@@ -298,6 +304,41 @@ pub struct Verify {
 }
 
 #[derive(Debug, Args)]
+pub struct Bans {
+    #[command(flatten)]
+    pub policy: PolicySource,
+    #[command(flatten)]
+    pub facts: FactsSource,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Ban {
+    #[command(flatten)]
+    pub policy: PolicySource,
+    /// Who
+    #[arg(required = true, value_name = "ADDR")]
+    pub addresses: Vec<IpAddr>,
+    /// For how long; without it until `unban`
+    #[arg(long = "for", value_name = "TIME", value_parser = long_duration)]
+    pub lasts: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub struct Unban {
+    #[command(flatten)]
+    pub policy: PolicySource,
+    /// Who
+    #[arg(required_unless_present = "me", value_name = "ADDR")]
+    pub addresses: Vec<IpAddr>,
+    /// The banned addresses from which somebody is logged in, or did log in within 30 days
+    #[arg(long, conflicts_with = "addresses")]
+    pub me: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct Scan {
     /// Names, addresses or networks (192.0.2.0/28)
     #[arg(required = true, value_name = "TARGET")]
@@ -421,6 +462,28 @@ pub struct Lab {
     pub keep: bool,
 }
 
+/// Reads `90s`, `2m`, `1h`, `7d`, `4w`: how long a ban lasts.
+fn long_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time: write 90s, 2m, 1h, 7d or 4w");
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 604_800,
+        _ => return Err(wrong()),
+    };
+    match number.checked_mul(seconds) {
+        Some(total @ 1..=31_536_000) => Ok(Duration::from_secs(total)),
+        _ => Err(format!(
+            "{text:?} is out of range: 1s to 52w; without --for it has no end"
+        )),
+    }
+}
+
 /// Reads `700ms`, `90s`, `2m`, `1h`.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no time: write 700ms, 90s, 2m or 1h");
@@ -451,6 +514,25 @@ mod tests {
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn how_long_a_ban_lasts() {
+        assert_eq!(long_duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(long_duration("4w"), Ok(Duration::from_secs(2_419_200)));
+        for wrong in [
+            "",
+            "w",
+            "1",
+            "0s",
+            "-1h",
+            "99w",
+            "1é",
+            "é",
+            "99999999999999999999d",
+        ] {
+            assert!(long_duration(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

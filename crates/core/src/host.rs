@@ -68,6 +68,9 @@ pub struct Host {
     pub nftables_flush: Option<String>,
     /// Debian packages that matter, installed version or `None`.
     pub packages: BTreeMap<String, Option<String>>,
+    /// Log files of nginx.
+    #[serde(default)]
+    pub web_logs: Vec<String>,
     /// What could not be read, and what that makes uncertain.
     pub unseen: Vec<Unseen>,
 }
@@ -383,10 +386,27 @@ pub struct Fail2ban {
     pub jails: Vec<Jail>,
     /// jail.local is a copy of jail.conf.
     pub jail_local_is_copy: bool,
+    /// Where jail.local says something else than jail.conf, in the order of its sections.
+    #[serde(default)]
+    pub jail_local_differs: Vec<Setting>,
+    /// `logtarget`: a file, or SYSLOG, SYSTEMD-JOURNAL, STDOUT…; `None` where it could not be read.
+    #[serde(default)]
+    pub log_target: Option<String>,
     /// python3-systemd is present, so the journal backend works.
     pub python_systemd: bool,
     /// A log file with sshd lines exists (/var/log/auth.log).
     pub sshd_log: Option<String>,
+}
+
+/// One setting of a configuration file. Untrusted text.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Section.
+    pub section: String,
+    /// Key.
+    pub key: String,
+    /// Value; several lines are joined by newlines.
+    pub value: String,
 }
 
 /// A running jail.
@@ -404,6 +424,15 @@ pub struct Jail {
     pub ignore_ip: Vec<String>,
     /// Addresses banned now.
     pub banned: Vec<IpAddr>,
+    /// When each of them was banned, as fail2ban words it (local time); not of every version.
+    #[serde(default)]
+    pub since: BTreeMap<IpAddr, String>,
+    /// Lines that matched its filter since it started.
+    #[serde(default)]
+    pub failed_total: Option<u64>,
+    /// A line of this host that tells of a failed login and that the filter does not match.
+    #[serde(default)]
+    pub unmatched: Option<String>,
     /// Action names.
     pub actions: Vec<String>,
     /// Log files watched; empty with a journal match.

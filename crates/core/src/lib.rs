@@ -39,6 +39,9 @@ pub fn facts_hash(host: &host::Host) -> String {
     });
     for jail in facts.fail2ban.iter_mut().flat_map(|f| &mut f.jails) {
         jail.banned.clear();
+        jail.since.clear();
+        jail.failed_total = None;
+        jail.unmatched = None;
     }
     // Clients of every kind hold UDP sockets for moments; no change of a plan depends on one.
     facts

@@ -364,6 +364,23 @@ fn g12_every_way_in_which_fail2ban_does_not_ban() {
         |h| h.fail2ban.as_mut().unwrap().jail_local_is_copy = true,
         "fail2ban-jail-local-copy",
     );
+    check(
+        |h| {
+            let jail = &mut h.fail2ban.as_mut().unwrap().jails[0];
+            jail.unmatched = Some("ai sshd-session[7]: Failed password for root".into());
+        },
+        "fail2ban-blind",
+    );
+    check(
+        |h| {
+            h.fail2ban.as_mut().unwrap().jails.pop();
+        },
+        "fail2ban-no-jail",
+    );
+    check(
+        |h| h.fail2ban.as_mut().unwrap().jails[0].actions = vec!["ufw".into()],
+        "bans-keep-connections",
+    );
     let mut host = good();
     host.fail2ban.as_mut().unwrap().jails[0].ban_time = Some(-1);
     assert_eq!(ids(&look(&host)), [], "for ever is no milder than an hour");
@@ -403,6 +420,40 @@ fn g15_the_own_address_banned_or_not_spared() {
             "{address}"
         );
     }
+}
+
+/// Somebody flushed the sets: fail2ban lists the ban, and the kernel lets him in.
+#[test]
+fn bans_that_the_kernel_lost() {
+    let mut host = good();
+    let mut table =
+        reach::ir::Table::new(reach::ir::Family::Inet, "portcullis", reach::Backend::Nft);
+    let address: std::net::IpAddr = "198.51.100.66".parse().unwrap();
+    let set = |name: &str, elements: &[std::net::IpAddr]| reach::ir::NftSet {
+        name: name.into(),
+        timeout: true,
+        elements: elements
+            .iter()
+            .map(|a| reach::ir::Element {
+                key: vec![reach::ir::Field::Addr(*a, *a)],
+                ..Default::default()
+            })
+            .collect(),
+        ..Default::default()
+    };
+    table.sets = vec![set("sshd4", &[address]), set("sshd6", &[])];
+    host.rules.tables.push(table);
+    let lost = |host: &Host| look(host).findings.iter().any(|f| f.id == "bans-lost");
+    host.fail2ban.as_mut().unwrap().jails[0].banned = vec![address];
+    assert!(!lost(&host));
+    // Another one's ban is not his, and a whole network's is.
+    host.fail2ban.as_mut().unwrap().jails[0].banned = vec!["198.51.100.67".parse().unwrap()];
+    assert!(lost(&host));
+    host.fail2ban.as_mut().unwrap().jails[0].banned = vec!["2001:db8:1:2::9".parse().unwrap()];
+    assert!(lost(&host));
+    host.rules.tables.last_mut().unwrap().sets[1] =
+        set("sshd6", &["2001:db8:1:2::".parse().unwrap()]);
+    assert!(!lost(&host));
 }
 
 #[test]

@@ -48,10 +48,47 @@ fn builtin_is_sound() {
     );
     assert_eq!(policy.allows[1].from, [Source::Anywhere]);
     assert_eq!(policy.service("ollama").unwrap().reach, Reach::Loopback);
-    assert_eq!(policy.bans.ssh, Some(SshBans::default()));
+    assert_eq!(policy.bans.ssh, Some(Limits::default()));
     assert_eq!(policy.bans.never.len(), 3);
     assert_eq!(policy.bans.never[2], Never::Admin);
     assert_eq!(policy.tests.len(), 1);
+}
+
+#[test]
+fn jails_are_named_one_by_one() {
+    let bans = |lines: &str| accept(&format!("[bans]\n{lines}")).bans;
+    let usual = bans("");
+    assert_eq!(usual.jails(), ["sshd", "recidive"]);
+    assert_eq!(usual.ipv6_prefix, 128);
+    let more = bans(
+        "recidive = false\nnginx_401 = true\nuvicorn = { unit = \"vllm.service\", max_retry = 4 }\nipv6_prefix = 56\n",
+    );
+    assert_eq!(more.jails(), ["sshd", "nginx-401", "uvicorn"]);
+    assert_eq!(more.web[0].source, "/var/log/nginx/access.log");
+    assert_eq!((more.web[1].limits.max_retry, more.ipv6_prefix), (4, 56));
+    assert!(bans("ssh = false\n").jails().is_empty());
+}
+
+#[test]
+fn what_a_jail_reads_gets_into_fail2bans_files_only_if_it_is_a_plain_name() {
+    for lines in [
+        "uvicorn = true",
+        "uvicorn = { unit = \"vllm\" }",
+        "uvicorn = { unit = \"a b.service\" }",
+        "uvicorn = { unit = \"x.service\\naction = evil\" }",
+        "uvicorn = { unit = \"-x.service\" }",
+        "nginx_401 = { log = \"/etc/shadow\" }",
+        "nginx_401 = { log = \"/var/log/nginx/../auth.log\" }",
+        "nginx_401 = { log = \"/var/log/nginx/a\\nb\" }",
+        "nginx_401 = { unit = \"x.service\" }",
+        "nginx_401 = 5",
+        "ipv6_prefix = 32",
+        "ipv6_prefix = 65",
+        "ollama = true",
+    ] {
+        let text = format!("{BASE}[bans]\n{lines}\n");
+        assert!(Policy::parse("policy.toml", &text).is_err(), "{lines}");
+    }
 }
 
 #[test]

@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 
 use lab::{Docker, Host, World, address};
 use portcullis_core::host::Host as Facts;
-use portcullis_core::host::{Fail2ban, Sshd};
-use portcullis_core::plan::Action;
-use portcullis_core::planner::{self, Options, guard};
+use portcullis_core::planner::guard;
 use portcullis_core::policy::Policy;
 use reach::{Interface, NextHop, Route, RouteKind};
 
@@ -335,8 +333,8 @@ fn bans_hold_for_every_port_and_open_connections_and_survive_a_reload() {
     check(&world.stranger, address::SERVER, 443, true);
     let held = Held::open(&world.stranger, address::SERVER, 443);
     for element in [
-        "add element inet portcullis banned4 { 198.51.100.66 timeout 3600s }",
-        "add element inet portcullis banned6 { 2001:db8:51::66 timeout 3600s }",
+        "add element inet portcullis hand4 { 198.51.100.66 timeout 3600s }",
+        "add element inet portcullis hand6 { 2001:db8:51::66 timeout 3600s }",
     ] {
         server.ok(&["/usr/sbin/nft", element]).expect("a ban");
     }
@@ -490,155 +488,4 @@ fn replacing_the_guard_leaves_no_gap() {
         knocker.join().expect("the knocker")
     });
     assert_eq!(opened, 0, "somebody got in while the guard was replaced");
-}
-
-/// Writes the files of the plan and loads its guard, as far as a host without systemd goes.
-fn write_plan(server: &Host, facts: &Facts, policy: &Policy) {
-    let plan = planner::make(facts, policy, &Options::default()).expect("a plan");
-    for change in &plan.changes {
-        match &change.action {
-            Action::WriteFile { path, content, .. } => {
-                server.write(path, content).expect("written");
-            }
-            Action::Guard { ruleset } => {
-                server
-                    .write("/etc/portcullis/guard.nft", ruleset)
-                    .expect("written");
-                server
-                    .ok(&["/usr/sbin/nft", "-f", "/etc/portcullis/guard.nft"])
-                    .expect("the guard loads");
-            }
-            _ => {}
-        }
-    }
-}
-
-/// A host whose facts are enough for the jail: no systemd, sshd's lines in a file.
-fn jail_facts() -> Facts {
-    let mut facts = Facts {
-        privileged: true,
-        fail2ban: Some(Fail2ban {
-            sshd_log: Some("/var/log/auth.log".into()),
-            ..Fail2ban::default()
-        }),
-        sshd: Some(Sshd {
-            ports: vec![22],
-            ..Sshd::default()
-        }),
-        ufw: Some(portcullis_core::host::Ufw {
-            ipv6: true,
-            loaded: Some(false),
-            ..Default::default()
-        }),
-        ..Facts::default()
-    };
-    for name in planner::PACKAGES {
-        facts.packages.insert((*name).into(), Some("1".into()));
-    }
-    facts
-}
-
-fn banned(server: &Host, set: &str) -> String {
-    server
-        .ok(&["/usr/sbin/nft", "list", "set", "inet", "portcullis", set])
-        .expect("the set")
-}
-
-fn wait_for(what: &str, mut test: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(15);
-    while !test() {
-        assert!(Instant::now() < end, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-#[test]
-#[ignore = "live: run by cargo xtask test"]
-fn failed_logins_end_in_the_guards_sets() {
-    lab::require_root();
-    let world = World::new("guard-fail2ban").expect("a world");
-    let (server, stranger) = (&world.server, &world.stranger);
-    let policy = Policy::builtin();
-    let sshd = server.sshd().expect("sshd");
-    write_plan(server, &jail_facts(), &policy);
-    let _web = server
-        .http_server("website", "[::]:443", "hello")
-        .expect("serves");
-    let fail2ban = server.fail2ban().expect("fail2ban");
-    let held = Held::open(stranger, address::SERVER, 443);
-
-    for _ in 0..3 {
-        let _ = stranger.ssh_password(address::SERVER, "root", "wrong");
-    }
-    wait_for("a ban", || {
-        banned(server, "banned4").contains("198.51.100.66")
-    });
-    assert!(banned(server, "banned4").contains("timeout 1h"));
-    check(stranger, address::SERVER, 22, false);
-    check(stranger, address::SERVER, 443, false);
-    assert!(!held.works(), "a banned address keeps its connection");
-    check(&world.operator, address::SERVER, 22, true);
-    let shell = world
-        .operator
-        .ssh(address::SERVER, &sshd.key, &["true"])
-        .expect("ssh");
-    assert!(shell.success(), "the operator logs in");
-
-    // The guard is replaced, and even deleted by somebody: the next ban puts it back.
-    write_plan(server, &jail_facts(), &policy);
-    check(stranger, address::SERVER, 443, false);
-    server
-        .ok(&["fail2ban-client", "set", "sshd", "unbanip", "198.51.100.66"])
-        .expect("unban");
-    wait_for("an unban", || {
-        !banned(server, "banned4").contains("198.51.100.66")
-    });
-    check(stranger, address::SERVER, 443, true);
-    // Unbanned by hand or run out, then unbanned by fail2ban: no error.
-    server
-        .ok(&["fail2ban-client", "set", "sshd", "banip", "203.0.113.77"])
-        .expect("ban");
-    wait_for("a ban", || {
-        banned(server, "banned4").contains("203.0.113.77")
-    });
-    server
-        .ok(&["/usr/sbin/nft", "flush set inet portcullis banned4"])
-        .expect("nft");
-    server
-        .ok(&["fail2ban-client", "set", "sshd", "unbanip", "203.0.113.77"])
-        .expect("unban");
-    server
-        .ok(&["/usr/sbin/nft", "delete table inet portcullis"])
-        .expect("nft");
-    for address in ["198.51.100.66", "2001:db8:51::66"] {
-        server
-            .ok(&["fail2ban-client", "set", "sshd", "banip", address])
-            .expect("ban");
-    }
-    wait_for("the guard to come back", || {
-        server
-            .run(&[
-                "/usr/sbin/nft",
-                "list",
-                "chain",
-                "inet",
-                "portcullis",
-                "published",
-            ])
-            .is_ok_and(|o| o.success())
-    });
-    wait_for("an IPv6 ban", || {
-        banned(server, "banned6").contains("2001:db8:51::66")
-    });
-    check(stranger, address::SERVER, 443, false);
-    check(stranger, address::SERVER_V6, 443, false);
-    let log = server.read_text("/var/log/fail2ban.log").expect("a log");
-    assert!(
-        !log.contains("ERROR") || log.contains("Invariant check failed"),
-        "{log}"
-    );
-
-    // The end of fail2ban takes its bans along: nobody stays out for ever.
-    fail2ban.stop(Duration::from_secs(20)).expect("stops");
-    assert!(!banned(server, "banned4").contains("198.51.100.66"));
 }

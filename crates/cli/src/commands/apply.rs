@@ -13,6 +13,7 @@ use host::transaction::{
     Watchdog,
 };
 use portcullis_core::planner::command;
+use portcullis_core::policy::Policy;
 use portcullis_core::text::clean;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -68,7 +69,8 @@ pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
                 "\n{}\n",
                 paint(GOOD, format!("Done and kept, as transaction {id}."))
             ))?;
-            prove(global, args)
+            let proven = proven(&policy)?;
+            Ok(worse(prove(global, args)?, proven))
         }
         Outcome::AwaitingConfirm { id, within } => {
             print(&format!(
@@ -83,16 +85,36 @@ pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
                 ),
                 paint(HEAD, "new"),
             ))?;
+            let proven = proven(&policy)?;
             if args.no_wait {
                 remark(&format!(
                     "Nothing was knocked on from outside: this only pays once it is kept. Then\n    {}",
                     verify_line(args)
                 ));
-                return Ok(Exit::Clean);
+                return Ok(proven);
             }
-            wait(global, args, id)
+            Ok(worse(wait(global, args, id)?, proven))
         }
     }
+}
+
+/// What an end comes to with jails that do not ban.
+fn worse(end: Exit, proven: Exit) -> Exit {
+    if end == Exit::Clean { proven } else { end }
+}
+
+/// Tries each jail with a marked entry in its log; exit 1 when one does not ban.
+fn proven(policy: &Policy) -> Result<Exit, CliError> {
+    let jails = super::jails::all(&observe(), policy);
+    if jails.is_empty() {
+        return Ok(Exit::Clean);
+    }
+    print(&format!("{}\n", render::bans::proofs(&jails)))?;
+    Ok(if jails.iter().any(|jail| jail.failed) {
+        Exit::Findings
+    } else {
+        Exit::Clean
+    })
 }
 
 /// Shows the countdown until somebody confirms or the time is over.

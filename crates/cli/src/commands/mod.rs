@@ -2,8 +2,10 @@
 
 pub mod apply;
 pub mod audit;
+pub mod bans;
 pub mod catalog;
 pub mod init;
+pub mod jails;
 pub mod lab;
 pub mod plan;
 pub mod reach;

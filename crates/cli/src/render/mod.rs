@@ -1,6 +1,7 @@
 //! Values into calm text of at most 80 columns. All outside text is escaped here or before.
 
 pub mod audit;
+pub mod bans;
 pub mod catalog;
 pub mod junit;
 pub mod nmap_xml;

@@ -2,8 +2,9 @@
 
 use super::{APPLY, Case, Complete, finding};
 use crate::finding::{Finding, Origin, Severity};
-use crate::host::{Fail2ban, Jail, Uncertain};
-use crate::policy::{Never, SshBans, duration_text};
+use crate::host::{Fail2ban, Host, Jail, Uncertain};
+use crate::planner::bans;
+use crate::policy::{Limits, Never, duration_text};
 use crate::text::{clean, list};
 use crate::zones::{self, canonical};
 use ipnet::IpNet;
@@ -12,6 +13,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 pub(super) fn findings(case: &Case<'_>, out: &mut Vec<Finding>) {
+    // Whoever banned it, and whether fail2ban runs or not.
+    spared_and_banned(case, out);
     let Some(bans) = case.policy.bans.ssh else {
         return;
     };
@@ -41,6 +44,19 @@ pub(super) fn findings(case: &Case<'_>, out: &mut Vec<Finding>) {
                 Severity::Low,
                 "jail.local is a copy of jail.conf: it freezes old defaults, and a second [sshd] section in it stops fail2ban.",
             )
+            .shows(match fail2ban.jail_local_differs.as_slice() {
+                [] => "it says nothing that jail.conf does not say".to_owned(),
+                differs => format!(
+                    "it differs in {}",
+                    list(
+                        &differs
+                            .iter()
+                            .take(6)
+                            .map(|s| clean(&format!("[{}] {}", s.section, s.key)))
+                            .collect::<Vec<_>>()
+                    )
+                ),
+            })
             .mend(APPLY)
             .rows(&["G12"]),
         );
@@ -72,8 +88,10 @@ pub(super) fn findings(case: &Case<'_>, out: &mut Vec<Finding>) {
             .rows(&["G12", "NIST-SC-5"]),
         ),
     }
-    own_address_banned(case, fail2ban, out);
+    other_jails_missing(case, fail2ban, out);
+    lost(case, fail2ban, out);
     past_published(case, fail2ban, out);
+    keeps_connections(fail2ban, out);
 }
 
 fn dead(fail2ban: &Fail2ban) -> Finding {
@@ -98,7 +116,7 @@ fn dead(fail2ban: &Fail2ban) -> Finding {
 }
 
 /// Values that let more through than the policy wants.
-fn weaker(jail: &Jail, bans: SshBans, out: &mut Vec<Finding>) {
+fn weaker(jail: &Jail, bans: Limits, out: &mut Vec<Finding>) {
     let mut found = finding(
         "fail2ban-weaker",
         Severity::Low,
@@ -139,15 +157,142 @@ fn blind_jail(jail: &Jail, fail2ban: &Fail2ban, out: &mut Vec<Finding>) {
         "fail2ban's sshd jail watches neither a log file nor the journal: it will never ban anybody."
     } else if jail.files.is_empty() && !fail2ban.python_systemd {
         "fail2ban's sshd jail reads the journal, and python3-systemd is not installed: it will never ban anybody."
+    } else if jail.unmatched.is_some() {
+        "fail2ban's sshd jail does not recognise what this sshd logs: it will never ban anybody."
     } else if jail.actions.is_empty() {
         "fail2ban's sshd jail has no action: it notes failures and bans nobody."
     } else {
         return;
     };
+    let mut found = finding("fail2ban-blind", Severity::High, title);
+    if let Some(line) = &jail.unmatched {
+        found = found.shows(format!("not matched: {}", clean(line)));
+    }
+    out.push(found.mend(APPLY).rows(&["G12", "NIST-SC-5"]));
+}
+
+/// Jails that the policy wants besides sshd's.
+fn other_jails_missing(case: &Case<'_>, fail2ban: &Fail2ban, out: &mut Vec<Finding>) {
+    let missing: Vec<String> = case
+        .policy
+        .bans
+        .jails()
+        .into_iter()
+        .filter(|name| *name != "sshd" && !fail2ban.jails.iter().any(|j| j.name == *name))
+        .map(str::to_owned)
+        .collect();
+    let none = !fail2ban.jails.iter().any(|j| j.name == "sshd");
+    // That there is none at all for sshd says enough.
+    if missing.is_empty() || none {
+        return;
+    }
     out.push(
-        finding("fail2ban-blind", Severity::High, title)
+        finding(
+            "fail2ban-no-jail",
+            Severity::Low,
+            format!(
+                "fail2ban runs without a jail that the policy wants: {}.",
+                list(&missing)
+            ),
+        )
+        .mend(APPLY)
+        .rows(&["G12"]),
+    );
+}
+
+/// Addresses that a jail of ours holds for banned and the kernel does not: somebody flushed the sets.
+pub(crate) fn missing_bans(host: &Host, jail: &Jail) -> Vec<IpAddr> {
+    if !jail.actions.iter().any(|a| a == "portcullis") {
+        return Vec::new();
+    }
+    let sets = [false, true].map(|ipv6| bans::set_of(host, &jail.name, ipv6));
+    jail.banned
+        .iter()
+        .copied()
+        .filter(|address| {
+            let address = canonical(*address);
+            sets[usize::from(address.is_ipv6())].is_none_or(|set| {
+                // A whole network is banned by its first address: any prefix that a policy can have counts.
+                !set.incomplete
+                    && ![128, 64, 60, 56, 52, 48].into_iter().any(|bits| {
+                        let (_, element) = bans::place("", address, bits);
+                        holds(set, element)
+                    })
+            })
+        })
+        .collect()
+}
+
+fn holds(set: &reach::ir::NftSet, address: IpAddr) -> bool {
+    set.elements.iter().any(|element| {
+        matches!(element.key.as_slice(), [reach::ir::Field::Addr(first, last)]
+            if *first <= address && address <= *last && first.is_ipv6() == address.is_ipv6())
+    })
+}
+
+/// fail2ban lists bans that the kernel lost.
+fn lost(case: &Case<'_>, fail2ban: &Fail2ban, out: &mut Vec<Finding>) {
+    // Without the kernel's sets every ban would seem lost.
+    if !case.host.privileged {
+        return;
+    }
+    for jail in &fail2ban.jails {
+        let missing = missing_bans(case.host, jail);
+        if missing.is_empty() {
+            continue;
+        }
+        out.push(
+            finding(
+                "bans-lost",
+                Severity::High,
+                format!(
+                    "fail2ban's jail {} lists {} banned, and the kernel lets them in.",
+                    clean(&jail.name),
+                    match missing.len() {
+                        1 => "an address as".to_owned(),
+                        n => format!("{n} addresses as"),
+                    }
+                ),
+            )
+            .shows(format!(
+                "not in the guard's sets: {}",
+                list(
+                    &missing
+                        .iter()
+                        .take(5)
+                        .map(IpAddr::to_string)
+                        .collect::<Vec<_>>()
+                )
+            ))
             .mend(APPLY)
             .rows(&["G12", "NIST-SC-5"]),
+        );
+    }
+}
+
+/// Actions whose bans leave established connections alone.
+fn keeps_connections(fail2ban: &Fail2ban, out: &mut Vec<Finding>) {
+    let kept: Vec<String> = fail2ban
+        .jails
+        .iter()
+        .filter(|jail| jail.actions.iter().any(|a| a == "ufw"))
+        .map(|jail| clean(&jail.name))
+        .collect();
+    if kept.is_empty() {
+        return;
+    }
+    out.push(
+        finding(
+            "bans-keep-connections",
+            Severity::Low,
+            format!(
+                "fail2ban bans with UFW rules in jail {}: who is banned keeps the connections that he has.",
+                list(&kept)
+            ),
+        )
+        .shows("UFW accepts established connections before it looks at its rules")
+        .mend(APPLY)
+        .rows(&["G12"]),
     );
 }
 
@@ -215,38 +360,98 @@ fn network(text: &str) -> Option<IpNet> {
         .map(|n| n.trunc())
 }
 
-/// G15: behind NAT the operator's own address gets banned.
-fn own_address_banned(case: &Case<'_>, fail2ban: &Fail2ban, out: &mut Vec<Finding>) {
-    let own = zones::own_addresses(case.host);
-    for jail in &fail2ban.jails {
-        for banned in &jail.banned {
-            let address = canonical(*banned);
-            let session = case
-                .host
-                .sessions
-                .iter()
-                .any(|s| canonical(s.peer) == address);
-            let who = if session {
-                "the address that you are connected from"
-            } else if own.contains(&address) {
-                "an address of this host itself"
-            } else if gateways(case).any(|g| g == address) {
-                "this network's router: behind it is everybody whom it translates"
-            } else {
+/// Every ban that is known, as the kernel's sets and fail2ban have it: the address (of a whole network
+/// its first), the bits that count, and whose ban it is.
+fn all_bans(case: &Case<'_>) -> Vec<(IpAddr, u8, String)> {
+    let bits = case.policy.bans.ipv6_prefix;
+    let mut out = Vec::new();
+    for name in bans::set_names(&case.policy.bans) {
+        for ipv6 in [false, true] {
+            let Some(set) = bans::set_of(case.host, &name, ipv6) else {
                 continue;
             };
-            out.push(
-                finding(
-                    "own-address-banned",
-                    Severity::High,
-                    format!("fail2ban has banned {address}, {who}."),
-                )
-                .shows(format!("jail {} bans {address}", clean(&jail.name)))
-                .mend(format!("portcullis unban {address}"))
-                .rows(&["G15"]),
-            );
+            let whose = if name == bans::HAND {
+                "by hand".to_owned()
+            } else {
+                format!("jail {}", name.replace('_', "-"))
+            };
+            for element in &set.elements {
+                if let [reach::ir::Field::Addr(address, _)] = element.key.as_slice() {
+                    out.push((*address, if ipv6 { bits } else { 32 }, whose.clone()));
+                }
+            }
         }
     }
+    for jail in case.host.fail2ban.iter().flat_map(|f| &f.jails) {
+        for banned in &jail.banned {
+            let address = canonical(*banned);
+            let bits = if address.is_ipv6() { 128 } else { 32 };
+            out.push((address, bits, format!("jail {}", clean(&jail.name))));
+        }
+    }
+    out
+}
+
+/// G15: behind NAT the operator's own address gets banned.
+fn spared_and_banned(case: &Case<'_>, out: &mut Vec<Finding>) {
+    let own = zones::own_addresses(case.host);
+    let mut told: Vec<IpAddr> = Vec::new();
+    for (banned, bits, whose) in all_bans(case) {
+        let Ok(net) = IpNet::new(banned, bits).map(|net| net.trunc()) else {
+            continue;
+        };
+        let session = case
+            .host
+            .sessions
+            .iter()
+            .map(|s| canonical(s.peer))
+            .find(|peer| net.contains(peer));
+        let (address, who) = if let Some(peer) = session {
+            (peer, "the address that you are connected from")
+        } else if let Some(own) = own.iter().find(|own| net.contains(*own)) {
+            (*own, "an address of this host itself")
+        } else if let Some(gateway) = gateways(case).find(|g| net.contains(g)) {
+            (
+                gateway,
+                "this network's router: behind it is everybody whom it translates",
+            )
+        } else if never(case).contains(banned) {
+            (banned, "which the policy says is never banned")
+        } else {
+            continue;
+        };
+        if told.contains(&address) {
+            continue;
+        }
+        told.push(address);
+        out.push(
+            finding(
+                "own-address-banned",
+                Severity::High,
+                format!("{address} is banned, {who}."),
+            )
+            .shows(format!("banned: {net} ({whose})"))
+            .mend(format!("portcullis unban {address}"))
+            .rows(&["G15"]),
+        );
+    }
+}
+
+/// The networks of the policy's `never`.
+fn never(case: &Case<'_>) -> AddrSet {
+    let mut out = AddrSet::default();
+    for never in &case.policy.bans.never {
+        match never {
+            Never::Admin => {}
+            Never::Nets(nets) => out = out.union(&nets.iter().copied().collect()),
+            Never::Zone(zone) => {
+                for found in case.zones.iter().filter(|z| zone.matches(z)) {
+                    out = out.union(&found.networks);
+                }
+            }
+        }
+    }
+    out
 }
 
 fn gateways<'c>(case: &'c Case<'_>) -> impl Iterator<Item = IpAddr> + 'c {

@@ -16,6 +16,7 @@ mod ssh;
 mod ufw;
 mod words;
 
+pub(crate) use fail2ban::missing_bans;
 pub use intent::Intent;
 
 use crate::expose;

@@ -16,17 +16,32 @@ pub const GUARD_UNIT_FILE: &str = "/etc/systemd/system/portcullis-guard.service"
 /// Drop-in that loads the guard again after nftables.service flushed every table.
 pub const GUARD_DROPIN: &str = "/etc/systemd/system/nftables.service.d/portcullis.conf";
 /// fail2ban's action: bans go into the guard's sets.
-pub const ACTION_FILE: &str = "/etc/fail2ban/action.d/portcullis.conf";
-/// fail2ban's sshd jail.
+pub const ACTION_FILE: &str = "/etc/fail2ban/action.d/portcullis.py";
+/// fail2ban's jails.
 pub const JAIL_FILE: &str = "/etc/fail2ban/jail.d/portcullis.local";
+/// The operator's own settings of fail2ban; written only where they are a copy of jail.conf.
+pub const JAIL_LOCAL: &str = "/etc/fail2ban/jail.local";
+/// Filter of jail nginx-401.
+pub const FILTER_NGINX_401: &str = "/etc/fail2ban/filter.d/portcullis-nginx-401.conf";
+/// Filter of jail nginx-429.
+pub const FILTER_NGINX_429: &str = "/etc/fail2ban/filter.d/portcullis-nginx-429.conf";
+/// Filter of jail open-webui.
+pub const FILTER_OPEN_WEBUI: &str = "/etc/fail2ban/filter.d/portcullis-open-webui.conf";
+/// Filter of jail uvicorn.
+pub const FILTER_UVICORN: &str = "/etc/fail2ban/filter.d/portcullis-uvicorn.conf";
 
 /// Files that a plan may write or remove on every host.
-const ALWAYS: [&str; 7] = [
+const ALWAYS: [&str; 12] = [
     ACTION_FILE,
+    FILTER_NGINX_401,
+    FILTER_NGINX_429,
+    FILTER_OPEN_WEBUI,
+    FILTER_UVICORN,
     GUARD_DROPIN,
     GUARD_FILE,
     GUARD_UNIT_FILE,
     JAIL_FILE,
+    JAIL_LOCAL,
     super::bridge::SERVICE_FILE,
     super::bridge::SOCKET_FILE,
 ];
@@ -74,14 +89,15 @@ pub fn dropin(unit: &str) -> String {
 pub(super) const MODE: u32 = 0o644;
 
 /// After nftables.service (it flushes every table at its start) and before the network and the engines,
-/// so that no packet is routed to a container unguarded. Without default dependencies, or it would
+/// so that no packet is routed to a container unguarded. The bans on record come back at once, in one
+/// batch, before anybody can connect. Without default dependencies, or it would
 /// wait for basic.target, which comes later than the network on some systems.
 pub(super) const GUARD_UNIT_TEXT: &str = "\
 # Written by portcullis: `portcullis apply` replaces it.
 [Unit]
 Description=portcullis guard: published ports obey the policy
 DefaultDependencies=no
-RequiresMountsFor=/etc/portcullis /usr/sbin
+RequiresMountsFor=/etc/portcullis /usr /var/lib/fail2ban /var/lib/portcullis
 After=systemd-modules-load.service nftables.service netfilter-persistent.service
 Wants=network-pre.target
 Before=network-pre.target docker.service containerd.service podman.service k3s.service fail2ban.service
@@ -92,18 +108,22 @@ Before=shutdown.target
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/usr/sbin/nft -f /etc/portcullis/guard.nft
+ExecStartPost=-/usr/bin/python3 -I /etc/fail2ban/action.d/portcullis.py
 ExecReload=/usr/sbin/nft -f /etc/portcullis/guard.nft
+ExecReload=-/usr/bin/python3 -I /etc/fail2ban/action.d/portcullis.py
 
 [Install]
 WantedBy=sysinit.target
 ";
 
-/// `-`: nftables.service must not fail for it.
+/// `-`: nftables.service must not fail for it. The bans went with the tables; they come back too.
 pub(super) const GUARD_DROPIN_TEXT: &str = "\
 # Written by portcullis: nftables.service flushes every table, the guard's too; this loads it again.
 [Service]
 ExecStartPost=-/usr/sbin/nft -f /etc/portcullis/guard.nft
+ExecStartPost=-/usr/bin/python3 -I /etc/fail2ban/action.d/portcullis.py
 ExecReload=-/usr/sbin/nft -f /etc/portcullis/guard.nft
+ExecReload=-/usr/bin/python3 -I /etc/fail2ban/action.d/portcullis.py
 ";
 
 /// Adds a [`Action::WriteFile`] unless the file is there with this content, mode and owner.

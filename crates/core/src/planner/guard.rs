@@ -14,8 +14,9 @@
 //!   `containers`. So a bridge made later that carries a LAN, which cannot be told from a container
 //!   network by its name or kind, gives nobody more than the policy gives containers, and no way to the
 //!   addresses of containers of the default networks.
-//! - Bans live in two sets that a reload keeps, looked at before conntrack and DNAT, so that they hold
-//!   for host ports, published ports and open connections alike.
+//! - Bans live in sets that a reload keeps (see [`bans`]), looked at before conntrack and DNAT, so that
+//!   they hold for host ports, published ports and open connections alike; nothing more goes out to
+//!   those who are banned either.
 //!
 //! Matches used (the engine `reach` must know these): `iifname`, `oifname` (also `NAME*`),
 //! `meta iifkind`, `meta oifkind`, `meta l4proto`, `ip saddr`, `ip6 saddr`, `ip daddr`, `ip6 daddr`,
@@ -23,9 +24,10 @@
 //! `ct original proto-dst`, and jumps.
 
 use super::Refusal;
+use super::bans;
 use super::grants::{Grant, Way, grants, safe_interface};
 use crate::host::Host;
-use crate::policy::Policy;
+use crate::policy::{Bans, Policy};
 use crate::zones::is_default;
 use ipnet::IpNet;
 use reach::ir::{Chain, ChainKind, Family, NfHook, Rule, RuleVerdict, Statement};
@@ -36,15 +38,14 @@ use std::fmt::Write as _;
 
 /// Name of the table, in family `inet`.
 pub const TABLE: &str = "portcullis";
-/// Set of banned IPv4 addresses; elements carry their timeout.
-pub const BANNED4: &str = "banned4";
-/// Set of banned IPv6 addresses; elements carry their timeout.
-pub const BANNED6: &str = "banned6";
 
 /// Before conntrack (-200) and DNAT (-100), after defragmentation (-400): `raw - 10`.
 const PREROUTING_PRIORITY: i32 = -310;
 /// Before everybody's filter chains: `filter - 1`.
 const FORWARD_PRIORITY: i32 = -1;
+
+/// Before source NAT (100).
+const DEPARTING_PRIORITY: i32 = 0;
 
 /// Links of cluster networks. Their packets go to services by DNAT too, which is the cluster's matter.
 const POD_LINKS: [&str; 6] = [
@@ -67,7 +68,7 @@ const MACHINE_BRIDGES: [&str; 4] = ["virbr", "lxdbr", "incusbr", "lxcbr"];
 /// # Errors
 /// A zone of the policy that this host does not have, an unusable interface name, or too wide a range.
 pub fn ruleset(host: &Host, policy: &Policy) -> Result<String, Refusal> {
-    Ok(script(&chains(host, &grants(host, policy)?)))
+    Ok(script(&chains(host, &grants(host, policy)?, &policy.bans)))
 }
 
 /// True when the kernel has exactly this guard, rule for rule as far as can be compared.
@@ -75,7 +76,10 @@ pub fn ruleset(host: &Host, policy: &Policy) -> Result<String, Refusal> {
 /// # Errors
 /// As [`ruleset`].
 pub fn is_loaded(host: &Host, policy: &Policy) -> Result<bool, Refusal> {
-    Ok(loaded(host, &chains(host, &grants(host, policy)?)))
+    Ok(loaded(
+        host,
+        &chains(host, &grants(host, policy)?, &policy.bans),
+    ))
 }
 
 pub(super) fn script(chains: &[Desired]) -> String {
@@ -87,7 +91,12 @@ pub(super) fn script(chains: &[Desired]) -> String {
          flush table inet {TABLE}\n\
          table inet {TABLE} {{\n"
     );
-    for (set, kind) in [(BANNED4, "ipv4_addr"), (BANNED6, "ipv6_addr")] {
+    for set in sets(chains) {
+        let kind = if set.ends_with('6') {
+            "ipv6_addr"
+        } else {
+            "ipv4_addr"
+        };
         let _ = writeln!(
             out,
             "\tset {set} {{\n\t\ttype {kind}\n\t\tflags timeout\n\t}}"
@@ -124,7 +133,17 @@ pub(super) struct Desired {
     rules: Vec<String>,
 }
 
-pub(super) fn chains(host: &Host, grants: &[Grant]) -> Vec<Desired> {
+/// The sets that the rules look at, sorted.
+fn sets(chains: &[Desired]) -> BTreeSet<&str> {
+    chains
+        .iter()
+        .flat_map(|chain| &chain.rules)
+        .flat_map(|rule| rule.split(' '))
+        .filter_map(|word| word.strip_prefix('@'))
+        .collect()
+}
+
+pub(super) fn chains(host: &Host, grants: &[Grant], policy: &Bans) -> Vec<Desired> {
     let own = own_bridges(host);
     let mut forward = vec![
         "ct direction reply accept".to_owned(),
@@ -174,13 +193,24 @@ pub(super) fn chains(host: &Host, grants: &[Grant]) -> Vec<Desired> {
         Desired {
             name: "prerouting",
             base: Some((NfHook::Prerouting, PREROUTING_PRIORITY)),
-            rules: vec![
-                "iifname \"lo\" accept".to_owned(),
-                format!("ip saddr @{BANNED4} drop"),
-                format!("ip6 saddr @{BANNED6} drop"),
-                "ip daddr 127.0.0.0/8 drop".to_owned(),
-                "ip6 daddr ::1 drop".to_owned(),
-            ],
+            rules: ["iifname \"lo\" accept".to_owned()]
+                .into_iter()
+                .chain(bans::arriving(policy))
+                .chain([
+                    "ip daddr 127.0.0.0/8 drop".to_owned(),
+                    "ip6 daddr ::1 drop".to_owned(),
+                ])
+                .collect(),
+        },
+        Desired {
+            name: "departing",
+            base: Some((NfHook::Postrouting, DEPARTING_PRIORITY)),
+            // A reset is how a connection of theirs is ended at once.
+            rules: ["oifname \"lo\" accept", "tcp flags rst accept"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain(bans::departing(policy))
+                .collect(),
         },
         // Jumped to, so it must be known before the chain that jumps.
         Desired {
@@ -322,8 +352,7 @@ pub(super) fn loaded(host: &Host, chains: &[Desired]) -> bool {
         == Some(stamp.as_str());
     !table.dormant
         && stamped
-        && table.set(BANNED4).is_some()
-        && table.set(BANNED6).is_some()
+        && sets(chains).iter().all(|set| table.set(set).is_some())
         && chains
             .iter()
             .all(|want| table.chain(want.name).is_some_and(|have| same(want, have)))
@@ -363,6 +392,7 @@ fn same_end(want: &str, have: &Rule) -> bool {
 fn hook_word(hook: NfHook) -> &'static str {
     match hook {
         NfHook::Forward => "forward",
+        NfHook::Postrouting => "postrouting",
         _ => "prerouting",
     }
 }
@@ -372,8 +402,7 @@ pub(super) fn has_sets(host: &Host, chains: &[Desired]) -> bool {
     host.rules
         .table(Family::Inet, TABLE, Backend::Nft)
         .is_some_and(|table| {
-            table.set(BANNED4).is_some()
-                && table.set(BANNED6).is_some()
+            sets(chains).iter().all(|set| table.set(set).is_some())
                 && chains.iter().filter(|c| c.base.is_some()).all(|c| {
                     table
                         .chain(c.name)

@@ -4,6 +4,7 @@
 //! gets an empty plan. The order is the safe one: packages, then whatever keeps SSH open, then whatever
 //! closes, then services and bans; [`lint`] states that as rules and the tests hold every plan to it.
 
+pub mod bans;
 mod binds;
 mod bridge;
 mod command;
@@ -20,8 +21,8 @@ mod ufw;
 
 pub use describe::{command, describe};
 pub use files::{
-    ACTION_FILE, GUARD_DROPIN, GUARD_FILE, GUARD_UNIT, GUARD_UNIT_FILE, JAIL_FILE, dropin,
-    managed_files,
+    ACTION_FILE, GUARD_DROPIN, GUARD_FILE, GUARD_UNIT, GUARD_UNIT_FILE, JAIL_FILE, JAIL_LOCAL,
+    dropin, managed_files,
 };
 pub use lint::{Fault, lint};
 
@@ -151,7 +152,7 @@ pub fn make(host: &Host, policy: &Policy, options: &Options) -> Result<Plan, Ref
         .check_host(host)
         .map_err(|errors| Refusal::ShutsSsh(Box::new(errors)))?;
     let grants = grants::grants(host, policy)?;
-    let chains = guard::chains(host, &grants);
+    let chains = guard::chains(host, &grants, &policy.bans);
 
     let mut draft = Draft::default();
     packages(host, policy, &mut draft)?;
@@ -223,13 +224,19 @@ fn refuse_blind(host: &Host) -> Result<(), Refusal> {
 }
 
 /// Debian packages that plans depend on; [`Host::packages`] must say of each whether it is installed.
-pub const PACKAGES: &[&str] = &["fail2ban", "nftables", "python3-systemd", "ufw"];
+pub const PACKAGES: &[&str] = &[
+    "conntrack",
+    "fail2ban",
+    "nftables",
+    "python3-systemd",
+    "ufw",
+];
 
 /// Installs what is missing, before anything uses it.
 fn packages(host: &Host, policy: &Policy, draft: &mut Draft) -> Result<(), Refusal> {
     let mut wanted = vec!["nftables", "ufw"];
     if policy.bans.ssh.is_some() {
-        wanted.push("fail2ban");
+        wanted.extend(["conntrack", "fail2ban"]);
         if host.systemd {
             wanted.push("python3-systemd");
         }

@@ -114,15 +114,21 @@ pub enum Reach {
 /// `[bans]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bans {
-    /// The sshd jail; `None`: `ssh = false`, no bans.
-    pub ssh: Option<SshBans>,
+    /// The sshd jail; `None`: `ssh = false`, no bans at all.
+    pub ssh: Option<Limits>,
+    /// The jail for those who are banned again and again; `None`: `recidive = false`.
+    pub recidive: Option<Limits>,
+    /// Jails for AI services and the proxy in front of them; none unless named.
+    pub web: Vec<WebJail>,
+    /// Bits of an IPv6 source that a ban takes in: 128, or 48 to 64 for the whole network of a host.
+    pub ipv6_prefix: u8,
     /// Who is never banned.
     pub never: Vec<Never>,
 }
 
-/// `bans.ssh`.
+/// When an address is banned, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SshBans {
+pub struct Limits {
     /// Failures before a ban, 1 or more.
     pub max_retry: u32,
     /// The window in which they are counted.
@@ -131,14 +137,104 @@ pub struct SshBans {
     pub ban_time: Duration,
 }
 
-impl Default for SshBans {
+impl Limits {
+    const fn new(max_retry: u32, find_time: u64, ban_time: u64) -> Self {
+        Limits {
+            max_retry,
+            find_time: Duration::from_secs(find_time),
+            ban_time: Duration::from_secs(ban_time),
+        }
+    }
+
+    /// Banned three times within a day: out for a week.
+    pub const RECIDIVE: Limits = Limits::new(3, 86_400, 604_800);
+}
+
+impl Default for Limits {
     /// The guide's values: 3 failures in 10 minutes, banned for an hour.
     fn default() -> Self {
-        SshBans {
-            max_retry: 3,
-            find_time: Duration::from_secs(600),
-            ban_time: Duration::from_secs(3600),
+        Limits::new(3, 600, 3600)
+    }
+}
+
+/// A jail that reads what a proxy or a service logs about its clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebJail {
+    /// What it looks for.
+    pub kind: WebKind,
+    /// When it bans.
+    pub limits: Limits,
+    /// The log file, or for [`WebKind::Uvicorn`] the systemd unit.
+    pub source: String,
+}
+
+/// What a [`WebJail`] looks for. Ollama's own log is not among them: its client address can be forged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WebKind {
+    /// 401 in nginx's access log: a wrong or missing key.
+    Nginx401,
+    /// 429 in nginx's access log: too many requests.
+    Nginx429,
+    /// Open WebUI's failed login, a 400, in the access log of the proxy before it.
+    OpenWebui,
+    /// 401 in what a service on uvicorn (vLLM and others) writes to the journal.
+    Uvicorn,
+}
+
+impl WebKind {
+    /// All of them.
+    pub const ALL: [WebKind; 4] = [
+        WebKind::Nginx401,
+        WebKind::Nginx429,
+        WebKind::OpenWebui,
+        WebKind::Uvicorn,
+    ];
+
+    /// Its key in `[bans]`.
+    pub fn key(self) -> &'static str {
+        match self {
+            WebKind::Nginx401 => "nginx_401",
+            WebKind::Nginx429 => "nginx_429",
+            WebKind::OpenWebui => "open_webui",
+            WebKind::Uvicorn => "uvicorn",
         }
+    }
+
+    /// The name of its jail.
+    pub fn jail(self) -> &'static str {
+        match self {
+            WebKind::Nginx401 => "nginx-401",
+            WebKind::Nginx429 => "nginx-429",
+            WebKind::OpenWebui => "open-webui",
+            WebKind::Uvicorn => "uvicorn",
+        }
+    }
+
+    /// Limits unless the policy has others: a client with an old key fails often at once.
+    pub fn limits(self) -> Limits {
+        match self {
+            WebKind::Nginx401 | WebKind::Uvicorn => Limits::new(10, 600, 3600),
+            WebKind::Nginx429 => Limits::new(30, 600, 3600),
+            WebKind::OpenWebui => Limits::new(5, 600, 3600),
+        }
+    }
+
+    /// The log that is read unless the policy names another; a unit has to be named.
+    pub fn source(self) -> Option<&'static str> {
+        (self != WebKind::Uvicorn).then_some("/var/log/nginx/access.log")
+    }
+}
+
+impl Bans {
+    /// The names of the jails that the policy wants, sshd first.
+    pub fn jails(&self) -> Vec<&'static str> {
+        if self.ssh.is_none() {
+            return Vec::new();
+        }
+        let mut jails = vec!["sshd"];
+        jails.extend(self.recidive.map(|_| "recidive"));
+        jails.extend(self.web.iter().map(|web| web.kind.jail()));
+        jails
     }
 }
 

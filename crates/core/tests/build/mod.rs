@@ -190,6 +190,7 @@ pub fn jail() -> Jail {
         actions: vec!["portcullis".into()],
         files: vec![],
         journal: Some("_SYSTEMD_UNIT=ssh.service + _COMM=sshd".into()),
+        ..Jail::default()
     }
 }
 
@@ -198,10 +199,17 @@ pub fn fail2ban() -> Fail2ban {
         version: "1.0.2".into(),
         alive: true,
         why_dead: None,
-        jails: vec![jail()],
+        jails: vec![
+            jail(),
+            Jail {
+                name: "recidive".into(),
+                ..jail()
+            },
+        ],
         jail_local_is_copy: false,
         python_systemd: true,
         sshd_log: None,
+        ..Fail2ban::default()
     }
 }
 

@@ -13,7 +13,8 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Debian packages that matter.
-const PACKAGES: [&str; 19] = [
+const PACKAGES: [&str; 20] = [
+    "conntrack",
     "containerd.io",
     "docker-ce",
     "docker.io",

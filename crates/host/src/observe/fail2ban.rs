@@ -6,12 +6,15 @@ use super::http::{self, dial, receive, send};
 use super::pickle::{self, Value};
 use crate::exec::Program;
 use portcullis_core::host::{Fail2ban, Jail, Uncertain};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+mod copied;
+mod real_lines;
 
 /// `CSPROTO` of `fail2ban/protocol.py`.
 const END: &[u8] = b"<F2B_END_COMMAND>";
@@ -37,8 +40,13 @@ pub(super) fn read(disk: &Disk, given: &Given<'_>) -> (Option<Fail2ban>, Gaps) {
     if !disk.exists("/usr/bin/fail2ban-server") {
         return (None, gaps);
     }
+    let (jail_local_is_copy, jail_local_differs) = copied::read(disk);
     let mut fail2ban = Fail2ban {
-        jail_local_is_copy: is_copy(disk),
+        jail_local_is_copy,
+        jail_local_differs,
+        log_target: Some(
+            setting(disk, "logtarget").unwrap_or_else(|| "/var/log/fail2ban.log".into()),
+        ),
         python_systemd: disk.exists("/usr/lib/python3/dist-packages/systemd/journal.py"),
         sshd_log: ["/var/log/auth.log", "/var/log/secure"]
             .iter()
@@ -57,6 +65,9 @@ pub(super) fn read(disk: &Disk, given: &Given<'_>) -> (Option<Fail2ban>, Gaps) {
     match server.read(&mut fail2ban) {
         Ok(unread) => {
             fail2ban.alive = true;
+            if given.systemd && disk.is_real() {
+                server.try_filter(&mut fail2ban);
+            }
             for jail in unread {
                 gaps.add(
                     "fail2ban",
@@ -86,50 +97,34 @@ pub(super) fn read(disk: &Disk, given: &Given<'_>) -> (Option<Fail2ban>, Gaps) {
     (Some(fail2ban), gaps)
 }
 
-/// `socket` of fail2ban.conf and what overrides it (jail.conf(5), "Configuration files format").
+/// `socket` of the settings.
 fn socket_path(disk: &Disk) -> String {
+    setting(disk, "socket")
+        .filter(|path| path.starts_with('/'))
+        .unwrap_or_else(|| "/var/run/fail2ban/fail2ban.sock".to_owned())
+}
+
+/// A setting of fail2ban.conf and what overrides it (jail.conf(5), "Configuration files format").
+fn setting(disk: &Disk, name: &str) -> Option<String> {
     let mut files = vec!["/etc/fail2ban/fail2ban.conf".to_owned()];
     files.extend(disk.list("/etc/fail2ban/fail2ban.d", ".conf"));
     files.push("/etc/fail2ban/fail2ban.local".to_owned());
     files.extend(disk.list("/etc/fail2ban/fail2ban.d", ".local"));
-    let mut path = "/var/run/fail2ban/fail2ban.sock".to_owned();
+    let mut found = None;
     for file in files {
         let Ok(Some(text)) = disk.text(&file) else {
             continue;
         };
         for line in text.lines() {
             if let Some((key, value)) = line.split_once('=')
-                && key.trim() == "socket"
-                && value.trim().starts_with('/')
+                && key.trim() == name
+                && !value.trim().is_empty()
             {
-                path = value.trim().to_owned();
+                found = Some(value.trim().to_owned());
             }
         }
     }
-    path
-}
-
-/// Whether jail.local repeats (nearly) all of jail.conf: then an added `[sshd]` comes twice, which
-/// fail2ban refuses to start with.
-fn is_copy(disk: &Disk) -> bool {
-    let read = |path: &str| disk.text(path).ok().flatten().unwrap_or_default();
-    repeats(
-        &read("/etc/fail2ban/jail.local"),
-        &read("/etc/fail2ban/jail.conf"),
-    )
-}
-
-fn repeats(local: &str, conf: &str) -> bool {
-    let lines = |text: &str| -> BTreeSet<String> {
-        text.lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty() && !line.starts_with(['#', ';']))
-            .map(str::to_owned)
-            .collect()
-    };
-    let (local, conf) = (lines(local), lines(conf));
-    let shared = conf.intersection(&local).count();
-    conf.len() >= 10 && shared * 10 >= conf.len() * 8
+    found
 }
 
 /// fail2ban's own words on why it does not run.
@@ -243,9 +238,37 @@ impl Server {
             .flat_map(|text| text.split_whitespace())
             .filter_map(|text| text.parse::<IpAddr>().ok())
             .collect();
+        if !jail.banned.is_empty() {
+            jail.since = since(&texts(self.ask(&["get", &name, "banip", "--with-time"])?));
+        }
+        jail.failed_total = self
+            .ask(&["status", &name])?
+            .as_ref()
+            .and_then(failed_total);
         jail.banned.sort();
         jail.banned.dedup();
         Ok(())
+    }
+
+    /// Whether the sshd jail's filter recognises this host's lines, tried only where it never did: with
+    /// the regular expressions that the server uses, by the program that it uses.
+    fn try_filter(&mut self, fail2ban: &mut Fail2ban) {
+        let Some(jail) = fail2ban
+            .jails
+            .iter_mut()
+            .find(|j| j.name == "sshd" && j.failed_total == Some(0))
+        else {
+            return;
+        };
+        let mut expressions = |what: &str| {
+            let answer = self.ask(&["get", "sshd", what]).ok().flatten();
+            texts(answer)
+        };
+        let prefix = expressions("prefregex");
+        let fails = expressions("failregex");
+        if !fails.is_empty() {
+            jail.unmatched = real_lines::unmatched(&prefix, &fails);
+        }
     }
 
     /// The answer; `None` when the server says that the question was wrong.
@@ -280,6 +303,39 @@ impl Server {
             _ => Err(http::Error::Malformed("not the shape of an answer")),
         }
     }
+}
+
+/// Out of `192.0.2.1 \t2026-11-22 10:00:00 + 3600 = 2026-11-22 11:00:00`, a line each.
+fn since(lines: &[String]) -> BTreeMap<IpAddr, String> {
+    lines
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter_map(|line| {
+            let (address, times) = line.split_once('\t')?;
+            let (since, _) = times.split_once(" + ")?;
+            let plain = since.len() < 40
+                && since
+                    .chars()
+                    .all(|c| c.is_ascii_digit() || " -:".contains(c));
+            Some((
+                address.trim().parse().ok()?,
+                plain.then(|| since.trim().to_owned())?,
+            ))
+        })
+        .collect()
+}
+
+/// Out of `[('Filter', [('Currently failed', 0), ('Total failed', 7), …]), …]`.
+fn failed_total(status: &Value) -> Option<u64> {
+    let pairs = status.items().iter().find_map(|part| {
+        let part = part.items();
+        (part.first()?.text()? == "Filter").then(|| part.get(1))?
+    })?;
+    pairs.items().iter().find_map(|pair| {
+        let pair = pair.items();
+        let total = pair.first()?.text()? == "Total failed";
+        total.then(|| u64::try_from(pair.get(1)?.int()?).ok())?
+    })
 }
 
 /// Jail names out of `[('Number of jail', 2), ('Jail list', 'sshd, web')]`, sorted.
@@ -355,15 +411,19 @@ fail2ban.service: Failed with result 'exit-code'.
     }
 
     #[test]
-    fn a_copied_jail_conf_is_recognised_with_additions() {
-        let conf: String = (0..50)
-            .map(|n| format!("[jail{n}]\n# c\nport = {n}\n\n"))
-            .collect();
-        assert!(repeats(&conf, &conf));
-        assert!(repeats(&format!("{conf}\n[sshd]\nenabled = true\n"), &conf));
-        assert!(!repeats("[sshd]\nenabled = true\nport = ssh\n", &conf));
-        assert!(!repeats("", &conf));
-        assert!(!repeats(&conf, ""));
+    fn the_times_of_bans() {
+        let lines = [
+            "192.0.2.1 \t2026-11-22 10:00:00 + 3600 = 2026-11-22 11:00:00".to_owned(),
+            "2001:db8::1 \t2026-11-22 10:00:01 + -1 = 9999-12-31 23:59:59".to_owned(),
+            "nonsense".to_owned(),
+            "192.0.2.2 \t\u{1b}[31m + 1 = x".to_owned(),
+        ];
+        let found = since(&lines);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert_eq!(
+            found[&"192.0.2.1".parse::<IpAddr>().unwrap()],
+            "2026-11-22 10:00:00"
+        );
     }
 
     #[test]
@@ -512,6 +572,7 @@ fail2ban.service: Failed with result 'exit-code'.
                 actions: vec!["portcullis".to_owned()],
                 files: vec![],
                 journal: Some("_SYSTEMD_UNIT=ssh.service + _COMM=sshd".to_owned()),
+                ..Jail::default()
             }
         );
         assert_eq!(fail2ban.jails[1].name, "web");

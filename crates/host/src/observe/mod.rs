@@ -132,6 +132,7 @@ pub fn observe_with(options: &Options) -> Host {
             true => systemd::read(&owners),
             false => Default::default(),
         });
+        host.web_logs = disk.list("/var/log/nginx", ".log");
         host.ufw = taken(ufw::read(&disk), &mut gaps);
 
         host.engines = room(

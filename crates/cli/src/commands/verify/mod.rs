@@ -8,7 +8,7 @@ mod witnessed;
 
 use crate::args::{Global, Verify};
 use crate::commands::vantage::{Ask, Vantage};
-use crate::commands::{print, print_json, remark};
+use crate::commands::{jails, print, print_json, remark};
 use crate::error::{CliError, Exit};
 use crate::{input, render};
 use gather::Knocked;
@@ -46,6 +46,8 @@ struct Wire<'a> {
     sides: &'a [Sides],
     /// Zones that nobody knocked from.
     unproven: &'a [String],
+    /// Whether each jail bans, tried with a marked entry in its log.
+    jails: &'a [jails::Shown],
 }
 
 /// Gathers scans, compares, prints. Exit 1: not as the policy wants; 5: nothing proven.
@@ -124,6 +126,12 @@ pub fn run(global: &Global, args: &Verify) -> Result<Exit, CliError> {
         sides: sides::sides(&expectations, &zones::zones(&host), &seen),
         unproven: unproven(&host, &seen),
         failed: failed.len(),
+        // Only the machine itself can write to its logs.
+        jails: if args.facts.snapshot.is_none() && host.privileged {
+            jails::all(&host, &policy)
+        } else {
+            Vec::new()
+        },
         seen,
     };
     show(global, args, &result)
@@ -143,6 +151,8 @@ pub struct Outcome<'a> {
     pub unproven: Vec<String>,
     /// Vantages from which nothing came.
     pub failed: usize,
+    /// Whether each jail bans.
+    pub jails: Vec<jails::Shown>,
 }
 
 impl Outcome<'_> {
@@ -150,6 +160,7 @@ impl Outcome<'_> {
     pub fn findings(&self) -> bool {
         self.seen.iter().any(Seen::has_findings)
             || self.tests.iter().any(|test| test.holds == Some(false))
+            || self.jails.iter().any(|jail| jail.failed)
     }
 
     /// Every knock proves something, and nothing is wrong.
@@ -175,9 +186,13 @@ fn show(global: &Global, args: &Verify, result: &Outcome<'_>) -> Result<Exit, Cl
             tests: &result.tests,
             sides: &result.sides,
             unproven: &result.unproven,
+            jails: &result.jails,
         })?;
     } else {
         print(&render::verify::text(result, !global.quiet))?;
+        if !result.jails.is_empty() {
+            print(&format!("\n{}", render::bans::proofs(&result.jails)))?;
+        }
     }
     Ok(if result.findings() {
         Exit::Findings

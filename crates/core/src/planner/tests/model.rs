@@ -2,7 +2,7 @@
 
 use crate::host::*;
 use crate::plan::{Action, SystemdVerb, UfwAdd, UfwOp};
-use crate::planner::files::{JAIL_FILE, sha256};
+use crate::planner::files::{JAIL_FILE, JAIL_LOCAL, sha256};
 use ipnet::IpNet;
 use reach::Backend;
 use reach::ir::{
@@ -68,22 +68,13 @@ pub(super) fn apply(host: &mut Host, action: &Action) {
             };
             host.files.insert(path.clone(), Some(fact));
             if path == JAIL_FILE {
-                let value = |key: &str| {
-                    content
-                        .lines()
-                        .find_map(|l| l.strip_prefix(key)?.strip_prefix(" = ").map(str::to_owned))
-                        .unwrap_or_default()
-                };
                 let f = host.fail2ban.as_mut().expect("fail2ban is installed");
-                f.jails = vec![Jail {
-                    name: "sshd".into(),
-                    max_retry: value("maxretry").parse().ok(),
-                    find_time: value("findtime").parse().ok(),
-                    ban_time: value("bantime").parse().ok(),
-                    ignore_ip: value("ignoreip").split(' ').map(str::to_owned).collect(),
-                    actions: vec!["portcullis".into()],
-                    ..Jail::default()
-                }];
+                f.jails = content.split("\n[").skip(1).map(jail).collect();
+            }
+            if path == JAIL_LOCAL
+                && let Some(f) = &mut host.fail2ban
+            {
+                f.jail_local_is_copy = false;
             }
             if let Some(unit) = dropin_of(path) {
                 let line = content
@@ -114,6 +105,25 @@ pub(super) fn apply(host: &mut Host, action: &Action) {
         Action::RemoveGuard {} => host.rules.tables.clear(),
         Action::Systemd { unit, verb } => systemd(host, unit, *verb),
         Action::CutConnections { .. } => {}
+    }
+}
+
+/// A jail out of its section, from the name on.
+fn jail(section: &str) -> Jail {
+    let value = |key: &str| {
+        section
+            .lines()
+            .find_map(|l| l.strip_prefix(key)?.strip_prefix(" = ").map(str::to_owned))
+            .unwrap_or_default()
+    };
+    Jail {
+        name: section.split(']').next().expect("a name").into(),
+        max_retry: value("maxretry").parse().ok(),
+        find_time: value("findtime").parse().ok(),
+        ban_time: value("bantime").parse().ok(),
+        ignore_ip: value("ignoreip").split(' ').map(str::to_owned).collect(),
+        actions: vec!["portcullis".into()],
+        ..Jail::default()
     }
 }
 
@@ -259,10 +269,10 @@ fn table(script: &str) -> Table {
             let chain = table.chains.last_mut().expect("in a chain");
             chain.base = Some(Base {
                 kind: ChainKind::Filter,
-                hook: if words[0] == "forward" {
-                    NfHook::Forward
-                } else {
-                    NfHook::Prerouting
+                hook: match words[0] {
+                    "forward" => NfHook::Forward,
+                    "postrouting" => NfHook::Postrouting,
+                    _ => NfHook::Prerouting,
                 },
                 priority: words[2].parse().expect("a number"),
                 policy: Policy::Accept,

@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::host::UfwRule;
-use crate::planner::{ACTION_FILE, GUARD_FILE, GUARD_UNIT_FILE, JAIL_FILE, Refusal, guard};
+use crate::planner::files::FILTER_UVICORN;
+use crate::planner::{
+    ACTION_FILE, GUARD_FILE, GUARD_UNIT_FILE, JAIL_FILE, JAIL_LOCAL, Refusal, guard,
+};
 use reach::Backend;
 use reach::ir::{Chain, Family, Table};
 
@@ -83,7 +86,7 @@ fn a_bare_debian_gets_its_packages_first() {
     host.units.remove("fail2ban.service");
     let plan = settled(&host, &Policy::builtin(), &CALM);
     assert!(commands(&plan).starts_with(
-        "apt-get install --no-install-recommends fail2ban nftables python3-systemd ufw  #"
+        "apt-get install --no-install-recommends conntrack fail2ban nftables python3-systemd ufw  #"
     ));
 }
 
@@ -255,7 +258,88 @@ fn the_guards_text() {
 fn the_jail_has_the_policys_values_and_spares_the_operator() {
     let plan = settled(&debian12(), &Policy::builtin(), &CALM);
     insta::assert_snapshot!("jail", file(&plan, JAIL_FILE));
-    insta::assert_snapshot!("action", file(&plan, ACTION_FILE));
+    // The action is one file of the repository, with the policy's part filled in.
+    let action = file(&plan, ACTION_FILE);
+    assert!(action.contains("PREFIX6 = 128\n"), "{action}");
+    assert!(
+        action.contains("SETS = {\"sshd\": \"sshd\", \"recidive\": \"recidive\"}\n"),
+        "{action}"
+    );
+    assert!(!action.contains('@'), "{action}");
+}
+
+const MORE_JAILS: &str = "
+version = 1
+[[allow]]
+port = \"ssh\"
+from = \"anywhere\"
+[bans]
+recidive = false
+nginx_401 = { max_retry = 7 }
+open_webui = true
+uvicorn = { unit = \"vllm.service\", ban_time = \"2h\" }
+ipv6_prefix = 64
+";
+
+#[test]
+fn more_jails_each_with_its_log_and_filter() {
+    let mut host = debian12();
+    host.web_logs = vec!["/var/log/nginx/access.log".into()];
+    let wanted = policy(MORE_JAILS);
+    let plan = settled(&host, &wanted, &CALM);
+    insta::assert_snapshot!("more_jails", file(&plan, JAIL_FILE));
+    assert!(file(&plan, FILTER_UVICORN).contains("failregex"));
+    assert!(file(&plan, ACTION_FILE).contains("PREFIX6 = 64\n"));
+    assert!(
+        file(&plan, GUARD_FILE).contains("ip6 saddr & ffff:ffff:ffff:ffff:: @nginx_4016 drop"),
+        "{}",
+        file(&plan, GUARD_FILE)
+    );
+    // Without the log fail2ban would not start at all.
+    host.web_logs.clear();
+    let plan = settled(&host, &wanted, &CALM);
+    let text = file(&plan, JAIL_FILE);
+    assert!(
+        !text.contains("nginx") && text.contains("[uvicorn]"),
+        "{text}"
+    );
+    assert!(notes(&plan).contains("nginx-401"), "{}", notes(&plan));
+}
+
+#[test]
+fn a_jail_that_the_policy_drops_takes_its_filter_along() {
+    let mut host = debian12();
+    for change in settled(&host, &policy(MORE_JAILS), &CALM).changes {
+        model::apply(&mut host, &change.action);
+    }
+    let text = commands(&settled(&host, &Policy::builtin(), &CALM));
+    assert!(text.contains(&format!("rm {FILTER_UVICORN}")), "{text}");
+    assert!(text.contains("systemctl restart fail2ban"), "{text}");
+}
+
+#[test]
+fn a_copied_jail_conf_is_reduced_to_what_differs() {
+    let mut host = debian12();
+    let setting = |section: &str, key: &str, value: &str| Setting {
+        section: section.into(),
+        key: key.into(),
+        value: value.into(),
+    };
+    let fail2ban = host.fail2ban.as_mut().unwrap();
+    fail2ban.jail_local_is_copy = true;
+    fail2ban.jail_local_differs = vec![
+        setting("DEFAULT", "destemail", "ops@example.org"),
+        setting("DEFAULT", "action", "%(action_)s\n%(mta)s[x=1]"),
+        setting("vsftpd", "enabled", "true"),
+    ];
+    let plan = settled(&host, &Policy::builtin(), &CALM);
+    assert!(
+        file(&plan, JAIL_LOCAL).ends_with(
+            "\n[DEFAULT]\ndestemail = ops@example.org\naction = %(action_)s\n    %(mta)s[x=1]\n\n[vsftpd]\nenabled = true\n"
+        ),
+        "{}",
+        file(&plan, JAIL_LOCAL)
+    );
 }
 
 #[test]

@@ -324,7 +324,10 @@ impl Reader {
 
     fn bans(&mut self, table: &DeTable<'_>) -> Bans {
         let mut bans = Bans {
-            ssh: Some(SshBans::default()),
+            ssh: Some(Limits::default()),
+            recidive: Some(Limits::RECIDIVE),
+            web: Vec::new(),
+            ipv6_prefix: 128,
             never: vec![Never::Admin],
         };
         let Some(value) = table.get("bans") else {
@@ -334,13 +337,34 @@ impl Reader {
             self.wrong_type(value, "a table");
             return bans;
         };
-        self.unknown_keys(table, "[bans]", &["ssh", "never"]);
-        if let Some(value) = table.get("ssh") {
-            match value.get_ref() {
-                DeValue::Boolean(false) => bans.ssh = None,
-                DeValue::Boolean(true) => {}
-                DeValue::Table(table) => bans.ssh = Some(self.ssh_bans(table)),
-                _ => self.wrong_type(value, "a table of limits, or false,"),
+        let mut keys = vec!["ssh", "recidive", "ipv6_prefix", "never"];
+        keys.extend(WebKind::ALL.map(WebKind::key));
+        self.unknown_keys(table, "[bans]", &keys);
+        bans.ssh = self.jail(table, "ssh", Limits::default(), true);
+        bans.recidive = self.jail(table, "recidive", Limits::RECIDIVE, true);
+        for kind in WebKind::ALL {
+            let Some(limits) = self.jail(table, kind.key(), kind.limits(), false) else {
+                continue;
+            };
+            if let Some(source) = self.jail_source(table, kind) {
+                bans.web.push(WebJail {
+                    kind,
+                    limits,
+                    source,
+                });
+            }
+        }
+        if let Some(value) = table.get("ipv6_prefix") {
+            match integer(value) {
+                Some(bits @ (48..=64 | 128)) => bans.ipv6_prefix = bits as u8,
+                Some(_) => self.fault_hint(
+                    Fault::BadValue,
+                    value.span(),
+                    "ipv6_prefix is 128 (one address) or 48 to 64 (its network)".into(),
+                    "out of range",
+                    "64 bans the network that one host usually has to itself",
+                ),
+                None => self.wrong_type(value, "a number"),
             }
         }
         if let Some(value) = table.get("never") {
@@ -352,28 +376,113 @@ impl Reader {
         bans
     }
 
-    fn ssh_bans(&mut self, table: &DeTable<'_>) -> SshBans {
-        let mut ssh = SshBans::default();
-        self.unknown_keys(table, "bans.ssh", &["max_retry", "find_time", "ban_time"]);
+    /// The limits of one jail: `true`, `false` or a table; `unset` says whether it is there when not named.
+    fn jail(
+        &mut self,
+        table: &DeTable<'_>,
+        key: &'static str,
+        usual: Limits,
+        unset: bool,
+    ) -> Option<Limits> {
+        let Some(value) = table.get(key) else {
+            return unset.then_some(usual);
+        };
+        match value.get_ref() {
+            DeValue::Boolean(on) => on.then_some(usual),
+            DeValue::Table(table) => Some(self.limits(table, key, usual)),
+            _ => {
+                self.wrong_type(value, "a table of limits, or false,");
+                None
+            }
+        }
+    }
+
+    fn limits(&mut self, table: &DeTable<'_>, key: &'static str, usual: Limits) -> Limits {
+        let mut limits = usual;
+        let mut keys = vec!["max_retry", "find_time", "ban_time"];
+        match key {
+            "ssh" | "recidive" => {}
+            "uvicorn" => keys.push("unit"),
+            _ => keys.push("log"),
+        }
+        let place = match key {
+            "ssh" => "bans.ssh",
+            "recidive" => "bans.recidive",
+            "nginx_401" => "bans.nginx_401",
+            "nginx_429" => "bans.nginx_429",
+            "open_webui" => "bans.open_webui",
+            _ => "bans.uvicorn",
+        };
+        self.unknown_keys(table, place, &keys);
         if let Some(value) = table.get("max_retry") {
             match integer(value) {
-                Some(count @ 1..=100) => ssh.max_retry = count as u32,
+                Some(count @ 1..=1000) => limits.max_retry = count as u32,
                 Some(_) => self.fault(
                     Fault::BadValue,
                     value.span(),
-                    "max_retry is a number of failures, 1 to 100".into(),
+                    "max_retry is a number of failures, 1 to 1000".into(),
                     "out of range",
                 ),
                 None => self.wrong_type(value, "a number"),
             }
         }
         if let Some(value) = table.get("find_time") {
-            ssh.find_time = self.duration(value).unwrap_or(ssh.find_time);
+            limits.find_time = self.duration(value).unwrap_or(limits.find_time);
         }
         if let Some(value) = table.get("ban_time") {
-            ssh.ban_time = self.duration(value).unwrap_or(ssh.ban_time);
+            limits.ban_time = self.duration(value).unwrap_or(limits.ban_time);
         }
-        ssh
+        limits
+    }
+
+    /// The log file or the unit that a jail reads. It gets into fail2ban's configuration, so only plain names do.
+    fn jail_source(&mut self, table: &DeTable<'_>, kind: WebKind) -> Option<String> {
+        let value = table.get(kind.key())?;
+        let given = value.get_ref().as_table();
+        let key = if kind == WebKind::Uvicorn {
+            "unit"
+        } else {
+            "log"
+        };
+        let Some(named) = given.and_then(|table| table.get(key)) else {
+            if kind.source().is_none() {
+                self.missing(
+                    value.span(),
+                    "bans.uvicorn",
+                    "unit",
+                    "unit = \"vllm.service\"",
+                );
+            }
+            return kind.source().map(str::to_owned);
+        };
+        let text = self.string(named)?;
+        let plain = |more: &str| {
+            text.len() < 200
+                && text
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+        };
+        let good = if kind == WebKind::Uvicorn {
+            text.ends_with(".service") && plain("-_.@:") && !text.starts_with(['-', '.'])
+        } else {
+            text.starts_with("/var/log/nginx/") && plain("-_./") && !text.contains("..")
+        };
+        if good {
+            return Some(text);
+        }
+        let (what, hint) = if kind == WebKind::Uvicorn {
+            (
+                "a systemd service is wanted here",
+                "unit = \"vllm.service\"",
+            )
+        } else {
+            (
+                "a log file of nginx is wanted here",
+                "log = \"/var/log/nginx/access.log\"",
+            )
+        };
+        self.fault_hint(Fault::BadValue, named.span(), what.into(), "not one", hint);
+        None
     }
 
     fn never(&mut self, value: &Value<'_>) -> Option<Never> {

@@ -1,0 +1,219 @@
+//! The proof that a jail bans: a marked failure of a documentation address goes in where the jail
+//! reads, and the kernel's set is watched. "Running" proves nothing.
+
+use super::inject::Injector;
+use super::{is_banned, nft, remove};
+use crate::exec::Program;
+use portcullis_core::host::{Host, Jail};
+use portcullis_core::planner::bans::{place, set_name};
+use portcullis_core::zones;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+/// Time from the deciding entry to the kernel, at most. fail2ban looks at a log file once a second at
+/// the least often, and a machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Time between two looks.
+const TICK: Duration = Duration::from_millis(20);
+
+/// A jail that bans.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    /// The jail.
+    pub jail: String,
+    /// The address that was banned for a moment.
+    pub address: IpAddr,
+    /// From the deciding entry to the kernel's set.
+    pub took: Duration,
+}
+
+/// Why a jail is not proven to ban.
+#[derive(Debug, thiserror::Error)]
+pub enum Unproven {
+    /// It has no log that an entry could be written to.
+    #[error("its log cannot be written to ({0})")]
+    NoLog(String),
+    /// Its ban is not in the guard: only those can be watched.
+    #[error("it bans by {0}, not in the guard")]
+    OtherAction(String),
+    /// Every address for tests is spared or used here.
+    #[error("no documentation address is free for a test here")]
+    NoAddress,
+    /// The entry was written and nothing happened.
+    #[error("the test entry for {address} was written {written} times, and within {} s no ban was in the kernel", .after.as_secs())]
+    NoBan {
+        /// The address.
+        address: IpAddr,
+        /// How often.
+        written: u32,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The ban does not go away.
+    #[error("the test ban of {0} does not go away: portcullis unban {0}")]
+    Stuck(IpAddr),
+}
+
+/// Proves one running jail, with an address of one family; the ban is taken out again.
+///
+/// # Errors
+/// See [`Unproven`]; the test ban is gone in every case but [`Unproven::Stuck`].
+pub fn prove(host: &Host, jail: &Jail, ipv6: bool, ipv6_prefix: u8) -> Result<Proof, Unproven> {
+    if !jail.actions.iter().any(|action| action == "portcullis") {
+        return Err(Unproven::OtherAction(jail.actions.join(", ")));
+    }
+    let address = free_address(host, jail, ipv6).ok_or(Unproven::NoAddress)?;
+    let (set, element) = place(&set_name(&jail.name), address, ipv6_prefix);
+    let unwritable = |error: std::io::Error| Unproven::NoLog(error.to_string());
+    let injector = Injector::open(jail)
+        .map_err(unwritable)?
+        .ok_or_else(|| Unproven::NoLog("no such jail of portcullis".into()))?;
+    let count = jail.max_retry.unwrap_or(5).max(1);
+    // Beyond every real process id (pid_max is at most 4194304).
+    let process = 5_000_000 + now() % 1_000_000_000;
+    for number in 0..count {
+        let process = u32::try_from(process).unwrap_or(0) + number;
+        injector.failure(address, process).map_err(unwritable)?;
+    }
+    let written = Instant::now();
+    let mut took = None;
+    while written.elapsed() < PATIENCE {
+        if is_banned(&set, element) {
+            took = Some(written.elapsed());
+            break;
+        }
+        std::thread::sleep(TICK);
+    }
+    // Only now: journald asks for this program's name when it takes the entry, not when it is sent.
+    drop(injector);
+    take_out(&jail.name, address, &set, element)?;
+    match took {
+        Some(took) => Ok(Proof {
+            jail: jail.name.clone(),
+            address,
+            took,
+        }),
+        None => Err(Unproven::NoBan {
+            address,
+            written: count,
+            after: PATIENCE,
+        }),
+    }
+}
+
+/// Out of fail2ban, then out of the kernel should it be there still.
+fn take_out(jail: &str, address: IpAddr, set: &str, element: IpAddr) -> Result<(), Unproven> {
+    let _ = Program::new("fail2ban-client")
+        .args(["set", jail, "unbanip", &address.to_string()])
+        .timeout(Duration::from_secs(10))
+        .output();
+    let end = Instant::now() + Duration::from_secs(2);
+    while is_banned(set, element) && Instant::now() < end {
+        std::thread::sleep(TICK);
+    }
+    if is_banned(set, element) {
+        let _ = nft(remove(set, element));
+    }
+    if is_banned(set, element) {
+        return Err(Unproven::Stuck(address));
+    }
+    Ok(())
+}
+
+/// An address for documentation (RFC 5737, RFC 3849) that nobody uses here and the jail does not spare.
+fn free_address(host: &Host, jail: &Jail, ipv6: bool) -> Option<IpAddr> {
+    let spared: Vec<ipnet::IpNet> = jail
+        .ignore_ip
+        .iter()
+        .filter_map(|text| {
+            text.parse()
+                .ok()
+                .or_else(|| text.parse::<IpAddr>().ok().map(ipnet::IpNet::from))
+        })
+        .collect();
+    let used = |address: IpAddr| {
+        spared.iter().any(|net| net.contains(&address))
+            || host
+                .sessions
+                .iter()
+                .any(|s| zones::canonical(s.peer) == address)
+            || host
+                .net
+                .interfaces
+                .iter()
+                .flat_map(|i| &i.addresses)
+                .any(|a| a.net.contains(&address))
+            || host
+                .net
+                .routes
+                .iter()
+                .flat_map(|r| &r.nexthops)
+                .any(|hop| hop.gateway == Some(address))
+            || host
+                .fail2ban
+                .iter()
+                .flat_map(|f| &f.jails)
+                .any(|j| j.banned.contains(&address))
+    };
+    let seed = now();
+    (0..2000)
+        .map(|step| documentation(seed.wrapping_add(step * 7919), ipv6))
+        .find(|a| !used(*a))
+}
+
+/// A number that the last run most likely did not have.
+fn now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(1, |since| u64::from(since.subsec_nanos()) ^ since.as_secs())
+}
+
+fn documentation(number: u64, ipv6: bool) -> IpAddr {
+    if ipv6 {
+        let network = 0x2001_0db8_u128 << 96;
+        let mixed = u128::from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        return Ipv6Addr::from(network | (mixed << 16) | 0x77).into();
+    }
+    let last = u8::try_from(number % 254).unwrap_or(0) + 1;
+    match number / 254 % 3 {
+        0 => [192, 0, 2, last].into(),
+        1 => [198, 51, 100, last].into(),
+        _ => [203, 0, 113, last].into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_core::host::Session;
+
+    #[test]
+    fn only_documentation_addresses_that_nobody_uses() {
+        let mut host = Host::default();
+        let jail = Jail {
+            ignore_ip: vec!["192.0.2.0/24".into(), "198.51.100.9".into()],
+            ..Jail::default()
+        };
+        host.sessions = (1..=254)
+            .map(|last| Session {
+                peer: [198, 51, 100, last].into(),
+                peer_port: 1,
+                local: [203, 0, 113, 1].into(),
+                local_port: 22,
+                pid: None,
+                own: false,
+            })
+            .collect();
+        for _ in 0..50 {
+            let four = free_address(&host, &jail, false).unwrap();
+            assert!(four.to_string().starts_with("203.0.113."), "{four}");
+            let six = free_address(&host, &jail, true).unwrap();
+            assert!(six.to_string().starts_with("2001:db8:"), "{six}");
+        }
+        let everything = Jail {
+            ignore_ip: vec!["0.0.0.0/0".into()],
+            ..Jail::default()
+        };
+        assert_eq!(free_address(&host, &everything, false), None);
+    }
+}
