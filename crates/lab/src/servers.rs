@@ -127,31 +127,17 @@ impl Server {
     }
 }
 
+/// Go's own caches are used and kept: what they have is not fetched and built again.
 fn ollama(folder: &Path, at: &str) -> Result<()> {
-    let (modules, cache) = (format!("{at}/mod"), format!("{at}/build"));
-    let environment: [(&str, &str); 4] = [
-        ("GOBIN", at),
-        ("GOMODCACHE", &modules),
-        ("GOCACHE", &cache),
-        ("GOFLAGS", "-modcacherw"),
-    ];
-    let go = go(folder, &environment)?;
+    let go = go(folder)?;
     let stamp = format!("-s -w -X github.com/ollama/ollama/version.Version={OLLAMA_VERSION}");
     let module = format!("github.com/ollama/ollama@v{OLLAMA_VERSION}");
-    run(
-        folder,
-        &[&go, "install", "-ldflags", &stamp, &module],
-        &environment,
-    )?;
-    for part in ["mod", "build"] {
-        let path = folder.join(part);
-        fs::remove_dir_all(&path).at("remove", &path)?;
-    }
-    Ok(())
+    let install = [go.as_str(), "install", "-ldflags", &stamp, &module];
+    run(folder, &install, &[("GOBIN", at)])
 }
 
 /// A Go that fetches the toolchain that a module asks for (1.21 and later); where Debian's is older, one as a module.
-fn go(folder: &Path, environment: &[(&str, &str)]) -> Result<String> {
+fn go(folder: &Path) -> Result<String> {
     let usual = "/usr/local/go/bin/go";
     let found = if Path::new(usual).exists() {
         usual
@@ -171,8 +157,10 @@ fn go(folder: &Path, environment: &[(&str, &str)]) -> Result<String> {
     if minor.is_some_and(|minor| minor >= 21) {
         return Ok(found.to_owned());
     }
-    run(folder, &[found, "mod", "download", TOOLCHAIN], environment)?;
-    let root = folder.join("mod").join(TOOLCHAIN);
+    run(folder, &[found, "mod", "download", TOOLCHAIN], &[])?;
+    let modules = Command::new(found).args(["env", "GOMODCACHE"]).output();
+    let modules = modules.context(|| format!("cannot run {found}"))?.stdout;
+    let root = PathBuf::from(String::from_utf8_lossy(&modules).trim()).join(TOOLCHAIN);
     let tools = root.join("pkg/tool/linux_amd64");
     // An old Go unpacks a toolchain as any module: without the right to run it.
     for folder in [root.join("bin"), tools] {
