@@ -4,7 +4,9 @@
 //! rules, 30 sockets and 10 containers, and times in turns, in one run:
 //! `portcullis snapshot` (a whole observe, written out), `portcullis audit`, and
 //! `iptables-save`, `nft list ruleset`, `ss -lntup`, `ip addr`, `ip route`, `docker ps` one after
-//! the other. Every program writes to /dev/null and is timed from its start to its end.
+//! the other. Every program writes to /dev/null and is timed from its start to its end. What each
+//! costs in time of a processor is shown as well, since it does not depend on what else runs; it is
+//! the program's own and that of the programs it starts, not what daemons spend on answering.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // A bench: it stops at the first fault.
 
 use nix::sys::resource::{UsageWho, getrusage};
@@ -95,8 +97,21 @@ fn outside(rounds: usize) {
     print!("{}", server.command(&argv).timeout(bound).ok().unwrap());
 }
 
-/// Runs a program with its output thrown away; how long it took.
-fn took(argv: &[&str]) -> Duration {
+/// Time on a clock, and time of a processor.
+type Cost = (Duration, Duration);
+
+/// What all children so far have cost.
+fn processor() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
+    let of = |t: nix::sys::time::TimeVal| {
+        Duration::new(t.tv_sec() as u64, 0) + Duration::from_micros(t.tv_usec() as u64)
+    };
+    of(usage.user_time()) + of(usage.system_time())
+}
+
+/// Runs a program with its output thrown away; what it cost.
+fn cost(argv: &[&str]) -> Cost {
+    let before = processor();
     let start = Instant::now();
     let status = Command::new(argv[0])
         .args(&argv[1..])
@@ -105,33 +120,36 @@ fn took(argv: &[&str]) -> Duration {
         .stderr(Stdio::null())
         .status();
     let took = start.elapsed();
-    // `audit` says with 1 that it found something.
+    // `audit` says with 1 that it found something, with 5 that something is in doubt.
     let code = status.unwrap_or_else(|e| panic!("{argv:?}: {e}")).code();
-    assert!(matches!(code, Some(0 | 1)), "{argv:?}: {code:?}");
-    took
+    assert!(matches!(code, Some(0 | 1 | 5)), "{argv:?}: {code:?}");
+    (took, processor() - before)
 }
+
+/// Of one round: snapshot, audit, the tools together.
+type Row = (Cost, Cost, Cost);
 
 fn inside(rounds: usize) {
     let portcullis = env!("CARGO_BIN_EXE_portcullis");
     let (snapshot, audit) = ([portcullis, "snapshot"], [portcullis, "audit"]);
     let mut rows = Vec::new();
-    let mut each: Vec<Vec<Duration>> = vec![Vec::new(); TOOLS.len()];
+    let mut each: Vec<Vec<Cost>> = vec![Vec::new(); TOOLS.len()];
     for round in 0..=rounds {
         // In turns, and who is first changes.
-        let tools = |each: &mut Vec<Vec<Duration>>| {
-            let mut sum = Duration::ZERO;
+        let tools = |each: &mut Vec<Vec<Cost>>| {
+            let mut sum = Cost::default();
             for (tool, list) in TOOLS.iter().zip(each) {
-                let t = took(tool);
-                list.push(t);
-                sum += t;
+                let c = cost(tool);
+                list.push(c);
+                sum = (sum.0 + c.0, sum.1 + c.1);
             }
             sum
         };
         let row = if round % 2 == 0 {
             let sum = tools(&mut each);
-            (took(&snapshot), took(&audit), sum)
+            (cost(&snapshot), cost(&audit), sum)
         } else {
-            let (s, a) = (took(&snapshot), took(&audit));
+            let (s, a) = (cost(&snapshot), cost(&audit));
             (s, a, tools(&mut each))
         };
         // The first round only warms caches.
@@ -140,38 +158,34 @@ fn inside(rounds: usize) {
         }
     }
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
-    let column = |get: &dyn Fn(&(Duration, Duration, Duration)) -> f64| {
-        let mut values: Vec<f64> = rows.iter().map(get).collect();
+    let spread = |mut values: Vec<f64>| {
         values.sort_by(f64::total_cmp);
-        (
-            values[values.len() / 2],
-            values[0],
-            values[values.len() - 1],
-        )
+        let most = values[values.len() - 1];
+        (values[values.len() / 2], values[0], most)
     };
-    let show = |what: &str, (median, least, most): (f64, f64, f64), unit: &str| {
-        println!("{what:<34} {median:>8.1} {unit:<3} ({least:.1} to {most:.1})");
+    println!("median of {rounds} rounds (least to most), and time of a processor");
+    let show = |what: &str, costs: &[Cost]| {
+        let (median, least, most) = spread(costs.iter().map(|c| ms(c.0)).collect());
+        let (processor, ..) = spread(costs.iter().map(|c| ms(c.1)).collect());
+        println!("{what:<34} {median:>7.1} ms ({least:.1} to {most:.1}) {processor:>7.1} ms");
     };
-    println!("median of {rounds} rounds (least to most)");
-    show("portcullis snapshot", column(&|r| ms(r.0)), "ms");
-    show("portcullis audit", column(&|r| ms(r.1)), "ms");
-    show(
-        "the six tools, one after the other",
-        column(&|r| ms(r.2)),
-        "ms",
-    );
+    let column = |get: fn(&Row) -> Cost| -> Vec<Cost> { rows.iter().map(get).collect() };
+    show("portcullis snapshot", &column(|r| r.0));
+    show("portcullis audit", &column(|r| r.1));
+    show("the six tools, one after the other", &column(|r| r.2));
     for (tool, list) in TOOLS.iter().zip(&each) {
-        let mut list: Vec<f64> = list[1..].iter().map(|d| ms(*d)).collect();
-        list.sort_by(f64::total_cmp);
-        let median = list[list.len() / 2];
-        show(
-            &format!("  {}", tool.join(" ")),
-            (median, list[0], list[list.len() - 1]),
-            "ms",
-        );
+        show(&format!("  {}", tool.join(" ")), &list[1..]);
     }
-    let ratio = |r: &(Duration, Duration, Duration)| r.2.as_secs_f64() / r.0.as_secs_f64();
-    show("tools / snapshot, pair by pair", column(&ratio), "x");
+    let ratios = |get: fn(&Cost) -> Duration| {
+        let ratio = |r: &Row| ms(get(&r.2)) / ms(get(&r.0));
+        spread(rows.iter().map(ratio).collect())
+    };
+    for (what, (median, least, most)) in [
+        ("time", ratios(|c| c.0)),
+        ("time of a processor", ratios(|c| c.1)),
+    ] {
+        println!("tools / snapshot, pair by pair, {what}: {median:.1} x ({least:.1} to {most:.1})");
+    }
     println!("peak memory, MiB");
     let this = std::env::current_exe().unwrap();
     let this = this.to_string_lossy();
@@ -187,7 +201,7 @@ fn inside(rounds: usize) {
 
 /// Prints the largest resident size of a program in KiB.
 fn peak_of(argv: &[&str]) {
-    took(argv);
+    cost(argv);
     println!(
         "{}",
         getrusage(UsageWho::RUSAGE_CHILDREN).unwrap().max_rss()
