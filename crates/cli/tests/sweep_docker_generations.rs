@@ -321,7 +321,7 @@ fn from_inside(engine: &Engine, local: IpAddr, six4: IpAddr) {
 }
 
 #[test]
-#[ignore = "live: run by cargo xtask test"]
+#[ignore = "a sweep: see SPECIFICATION.md"]
 fn docker_20_10_of_debian_12() {
     the_whole_way(&Generation {
         release: Release::Bookworm,
@@ -333,7 +333,7 @@ fn docker_20_10_of_debian_12() {
 }
 
 #[test]
-#[ignore = "live: run by cargo xtask test"]
+#[ignore = "a sweep: see SPECIFICATION.md"]
 fn docker_26_1_of_debian_13() {
     the_whole_way(&Generation {
         release: Release::Trixie,
@@ -345,7 +345,7 @@ fn docker_26_1_of_debian_13() {
 }
 
 #[test]
-#[ignore = "live: run by cargo xtask test"]
+#[ignore = "a sweep: see SPECIFICATION.md"]
 fn docker_28_5_of_unstable() {
     the_whole_way(&Generation {
         release: Release::Sid,
@@ -357,7 +357,7 @@ fn docker_28_5_of_unstable() {
 }
 
 #[test]
-#[ignore = "live: run by cargo xtask test"]
+#[ignore = "a sweep: see SPECIFICATION.md"]
 fn podman_5_of_debian_13() {
     the_whole_way(&Generation {
         release: Release::Trixie,

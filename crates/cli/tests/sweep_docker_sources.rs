@@ -27,7 +27,7 @@ services:
 ";
 
 #[test]
-#[ignore = "live: run by cargo xtask test"]
+#[ignore = "a sweep: see SPECIFICATION.md"]
 fn compose_files_settings_and_the_api() {
     lab::require_root();
     let machine = Machine::of(Release::Trixie)
