@@ -12,6 +12,8 @@ Usage: cargo xtask TASK
   test [--threads N]    install the Debian packages that the tests need, check that the pure crates
                         are pure, run every test, also the live ones on throw-away hosts (as root).
                         N live tests of one file run at a time (default 2)
+  services              the tests with real AI servers (Ollama, llama-server, Ray, …), apart from the
+                        others: about 3 GB are installed into the cache, and Ollama is built
   lab-image [SUITE…]    build the Debian images of the machine lab (bookworm, trixie, sid;
                         default bookworm), so that the first test need not
   purity                check that reach and core cannot do IO
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
             Ok(count @ 1..=64) => test::run(count),
             _ => Err(format!("{count:?} is no number of threads from 1 to 64")),
         },
+        ["services"] => test::services(),
         ["lab-image"] => images(&["bookworm"]),
         ["lab-image", suites @ ..] => images(suites),
         ["purity"] => purity::check(),

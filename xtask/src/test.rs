@@ -59,6 +59,28 @@ pub(crate) fn run(threads: u8) -> Result<(), String> {
     summary(&steps)
 }
 
+/// The tests with real AI servers: gigabytes to install and minutes to start, so apart from the others.
+pub(crate) fn services() -> Result<(), String> {
+    lab::need_root().map_err(|error| error.to_string())?;
+    let mut steps = Vec::new();
+    step(&mut steps, "Debian packages", packages::ensure);
+    step(&mut steps, "AI servers", || {
+        for server in lab::Server::ALL {
+            server
+                .ensure(&mut |line| println!("lab: {line}"))
+                .map_err(describe)?;
+        }
+        Ok(())
+    });
+    step(&mut steps, "tests", || {
+        let mut all = vec!["test", "--package", "portcullis", "--no-fail-fast"];
+        all.extend(["--test", "real_services", "--test", "real_services_machine"]);
+        all.extend(["--", "--ignored", "--test-threads=1"]);
+        cargo(&all)
+    });
+    summary(&steps)
+}
+
 fn step(steps: &mut Vec<Step>, name: &'static str, work: impl FnOnce() -> Result<(), String>) {
     println!("\nxtask: == {name} ==");
     let start = Instant::now();

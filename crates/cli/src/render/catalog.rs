@@ -141,7 +141,7 @@ fn checked(confidence: Checked) -> &'static str {
         Checked::Published => "published",
         Checked::Docs => "manual",
         Checked::Source => "source code",
-        Checked::Tried => "tried here",
+        Checked::Tried => "the program",
     }
 }
 

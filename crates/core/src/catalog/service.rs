@@ -126,7 +126,7 @@ pub enum Checked {
     Docs,
     /// Read in the project's own code.
     Source,
-    /// Asked of the real program by a test of portcullis.
+    /// Its answers were taken from the real program.
     Tried,
 }
 

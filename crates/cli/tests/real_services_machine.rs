@@ -160,7 +160,7 @@ fn files(machine: &Machine) -> Vec<String> {
 }
 
 #[test]
-#[ignore = "live: run by cargo xtask test"]
+#[ignore = "gigabytes: run by cargo xtask services"]
 fn services_are_told_to_listen_on_loopback_and_a_rollback_undoes_it() {
     let machine = machine();
     for (unit, port, _) in SERVICES {

@@ -1,5 +1,5 @@
 //! Real AI servers from the packages that people install: recognised with their versions, bound as they bind by
-//! default, found exposed, closed, found closed. In the namespace lab; `live_services_machine` has the mends by unit.
+//! default, found exposed, closed, found closed. In the namespace lab; `real_services_machine` has the mends by unit.
 
 #![allow(
     clippy::unwrap_used,
@@ -358,7 +358,7 @@ fn recognised(audit: &Value, cases: &[Case]) {
 }
 
 #[test]
-#[ignore = "live: run by cargo xtask test"]
+#[ignore = "gigabytes: run by cargo xtask services"]
 fn real_servers_are_recognised_found_exposed_closed_and_found_closed() {
     lab::require_root();
     let kit = Kit::new();
