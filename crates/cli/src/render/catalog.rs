@@ -38,8 +38,8 @@ pub fn all(services: &[Service]) -> String {
         paint(
             DIM,
             format!(
-                "{} services. More about one: portcullis catalog NAME. Your own: \
-                 /etc/portcullis/catalog.d",
+                "{} services. More about one: portcullis catalog NAME\nYour own: \
+                 /etc/portcullis/catalog.d/NAME.toml",
                 services.len()
             )
         )
