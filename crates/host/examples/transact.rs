@@ -136,7 +136,6 @@ fn run(args: &[String]) -> Result<String, Box<dyn std::error::Error>> {
                         Some(exe) => exe.into(),
                         None => std::env::current_exe()?,
                     },
-                    ..ApplyOptions::new()?
                 },
                 &observe,
                 &mut Shown,
