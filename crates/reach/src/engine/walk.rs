@@ -14,7 +14,7 @@ use super::lookup::Cache;
 use super::matching::Holds;
 use super::packet::Packet;
 use super::route::Routing;
-use super::trace::{Node, Trace, What};
+use super::trace::{Node, Quick, Trace, What};
 use crate::intervals::{self, Ivs, Pending, Unit};
 use crate::ir::{Condition, IntSet, Match, NfHook, Policy, Rule, RuleVerdict, Statement};
 use crate::{Net, Verdict};
@@ -181,7 +181,7 @@ impl<'a, T: Unit> Walk<'a, T> {
             let set = std::mem::replace(&mut rest.set, Pending::new(vec![])).into_intervals();
             self.policy(&frame, &rest.packet, frame.node, rest.node, set);
         }
-        let mut groups: HashMap<(Rc<Packet>, Node), Ivs<T>> = HashMap::new();
+        let mut groups: HashMap<(Rc<Packet>, Node), Ivs<T>, Quick> = HashMap::default();
         let mut order = vec![];
         for pass in std::mem::take(&mut self.passes) {
             let key = (pass.packet, pass.path);
@@ -477,7 +477,7 @@ pub(super) fn merge<T: Unit>(flows: Vec<Flow<T>>) -> Vec<Flow<T>> {
         return flows;
     }
     let mut out: Vec<(Rc<Packet>, Node, Ivs<T>)> = vec![];
-    let mut index: HashMap<(Rc<Packet>, Node), usize> = HashMap::new();
+    let mut index: HashMap<(Rc<Packet>, Node), usize, Quick> = HashMap::default();
     for flow in flows {
         let key = (flow.packet.clone(), flow.node);
         let at = *index.entry(key).or_insert_with(|| {
