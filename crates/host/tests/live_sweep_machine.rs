@@ -211,16 +211,20 @@ fn down_while_shut(release: Release, name: &str, first: usize) {
         changes.extend((0..4).map(|n| allow("allow", 9000 + n)));
         let plan = machine.put(&Plan::new(changes));
         let window = WINDOW.as_millis().to_string();
-        let mut tool = machine
-            .spawn(&[COPIED, "apply-anyway", &plan, STATE, &window])
-            .unwrap();
+        // A child of the machine's own first process: a child of this one would have to be waited for
+        // before the machine can be gone.
+        let start = format!(
+            "setsid -f {COPIED} apply-anyway {plan} {STATE} {window} > /var/log/tool 2>&1 < /dev/null"
+        );
+        machine.ok(&["sh", "-c", &start]).unwrap();
+        let log = |machine: &Debian| machine.output(&["cat", "/var/log/tool"]);
         let end = Instant::now() + Duration::from_secs(120);
         let shut = || {
             let soon = Duration::from_millis(200);
             !machine.operator.connect(address::SERVER, 22, soon).unwrap()
         };
-        while !shut() || !middle && !tool.log().contains("AwaitingConfirm") {
-            assert!(Instant::now() < end, "{what}: {}", tool.log());
+        while !shut() || !middle && !log(&machine).contains("AwaitingConfirm") {
+            assert!(Instant::now() < end, "{what}: {}", log(&machine));
         }
         if reboot {
             // The tool goes down with the machine.
@@ -229,8 +233,6 @@ fn down_while_shut(release: Release, name: &str, first: usize) {
             machine.power_cut().unwrap();
             machine.boot().unwrap();
         }
-        let _ = tool.wait(Duration::from_secs(5));
-        drop(tool);
         let said = history(&machine);
         assert!(
             said.lines()

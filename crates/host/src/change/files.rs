@@ -127,13 +127,14 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], attributes: &Attributes) -> io:
             .open(&waiting)?;
         file.write_all(bytes)?;
         attributes.give(&file)?;
-        file.sync_all()
+        file.sync_all()?;
+        fs::rename(&waiting, path)
     })();
     if let Err(error) = written {
+        // Also when only the renaming failed: a full disk may refuse that as well.
         let _ = fs::remove_file(&waiting);
         return Err(error);
     }
-    fs::rename(&waiting, path)?;
     sync_parent(path)
 }
 
@@ -161,7 +162,10 @@ pub(crate) fn restore_link(path: &Path, target: &Path) -> io::Result<()> {
     let waiting = waiting_name(path);
     let _ = fs::remove_file(&waiting);
     std::os::unix::fs::symlink(target, &waiting)?;
-    fs::rename(&waiting, path)?;
+    if let Err(error) = fs::rename(&waiting, path) {
+        let _ = fs::remove_file(&waiting);
+        return Err(error);
+    }
     sync_parent(path)
 }
 
