@@ -314,3 +314,22 @@ fn the_state_of_half_a_connection_is_open() {
         );
     }
 }
+
+#[test]
+fn a_network_of_another_link_may_hide_a_wider_one_in_an_ipset() {
+    let (rules, _) = reach::parse::combine(reach::parse::Dumps {
+        iptables: Some(
+            "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -m set --match-set s src,src -j DROP\nCOMMIT\n",
+        ),
+        ipset: Some(
+            "create s hash:net,iface family inet\nadd s 10.1.2.0/24,eth1\nadd s 10.0.0.0/8,eth0\n",
+        ),
+        ..Default::default()
+    });
+    let net = host();
+    let query = || tcp("eth0", "192.0.2.10", 22);
+    // The kernel finds 10.1.2.0/24 of eth1 first, and looks no further.
+    check(&rules, &net, query(), "10.1.2.252", "maybe");
+    check(&rules, &net, query(), "10.9.9.9", "closed");
+    check(&rules, &net, query(), "203.0.113.5", "open");
+}

@@ -291,6 +291,10 @@ impl<'a, T: Unit> Walk<'a, T> {
         let all = (T::MIN, T::MAX);
         let (mut sure, mut maybe, mut except) = (Vec::new(), Vec::new(), Vec::new());
         let mut scoped = false;
+        // ip_set_hash_gen.h looks no further than the first prefix length with an entry for the address, of whatever
+        // link: a narrower network of another link may hide a wider one of this (IP_SET_HASH_WITH_MULTI).
+        let by_link = set.kind.ends_with(",iface");
+        let mut others: Ivs<T> = Vec::new();
         for entry in &set.entries {
             let mut clients: Option<Ivs<T>> = None;
             let mut fits = if entry.key.len() == parts.len() {
@@ -298,7 +302,9 @@ impl<'a, T: Unit> Walk<'a, T> {
             } else {
                 In::Maybe
             };
-            for (field, part) in entry.key.iter().zip(&parts) {
+            let mut failed_at = 0;
+            for (at, (field, part)) in entry.key.iter().zip(&parts).enumerate() {
+                failed_at = at;
                 let one = match (field, part) {
                     (Field::Port { proto: Some(p), .. }, _) if *p != proto => Err(In::No),
                     (Field::Port { first, last, .. }, part) => {
@@ -323,6 +329,9 @@ impl<'a, T: Unit> Walk<'a, T> {
                 }
             }
             if fits == In::No {
+                if by_link && failed_at > 0 {
+                    others.extend(clients.unwrap_or_else(|| vec![all]));
+                }
                 continue;
             }
             scoped |= clients.is_none();
@@ -336,6 +345,13 @@ impl<'a, T: Unit> Walk<'a, T> {
                 sure.push((clients, entry));
             } else {
                 maybe.extend(clients);
+            }
+        }
+        let others = intervals::normalise(others);
+        if !others.is_empty() {
+            for (clients, _) in &mut sure {
+                maybe.extend(intervals::intersect(clients, &others));
+                *clients = intervals::subtract(clients, &others);
             }
         }
         let except = intervals::normalise(except);
