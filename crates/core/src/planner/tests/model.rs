@@ -76,13 +76,14 @@ pub(super) fn apply(host: &mut Host, action: &Action) {
             {
                 f.jail_local_is_copy = false;
             }
-            if let Some(unit) = dropin_of(path) {
-                let line = content
-                    .lines()
-                    .find_map(|l| l.strip_prefix("Environment=\""));
-                let (key, value) = line
-                    .and_then(|l| l.trim_end_matches('"').split_once('='))
-                    .expect("a drop-in sets a variable");
+            // A drop-in sets a variable, or has a command of its own.
+            let variable = content
+                .lines()
+                .find_map(|l| l.strip_prefix("Environment=\""))
+                .and_then(|l| l.trim_end_matches('"').split_once('='));
+            if let Some(unit) = dropin_of(path)
+                && let Some((key, value)) = variable
+            {
                 let unit = host.units.get_mut(&unit).expect("the unit is there");
                 unit.environment.insert(key.into(), value.into());
             }
