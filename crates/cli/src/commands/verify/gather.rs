@@ -96,13 +96,13 @@ fn begin(scans: usize) -> Option<Witness> {
 }
 
 /// What a vantage saw, or why it could not knock; nothing where it had nothing to ask.
-type Knocked = Option<Result<Report, CliError>>;
+type Answered = Option<Result<Report, CliError>>;
 
 /// Every vantage that has something to ask, side by side.
 fn each(
     vantages: &mut [Vantage],
-    knock: &(dyn Fn(usize, &mut Vantage) -> Knocked + Sync),
-) -> Vec<Knocked> {
+    knock: &(dyn Fn(usize, &mut Vantage) -> Answered + Sync),
+) -> Vec<Answered> {
     std::thread::scope(|scope| {
         let running: Vec<_> = vantages
             .iter_mut()
