@@ -83,7 +83,11 @@ fn answers(mut stream: TcpStream) -> bool {
     stream
         .set_read_timeout(Some(Duration::from_secs(2)))
         .unwrap();
-    let ssh = stream.peer_addr().unwrap().port() == 22;
+    // A connection that was cut has no other end any more.
+    let Ok(peer) = stream.peer_addr() else {
+        return false;
+    };
+    let ssh = peer.port() == 22;
     let _ = stream.write_all(if ssh { b"SSH-2.0-x\r\n" } else { b"\r\n" });
     let mut bytes = [0; 64];
     matches!(stream.read(&mut bytes), Ok(read) if read > 0)

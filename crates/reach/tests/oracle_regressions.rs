@@ -333,3 +333,19 @@ fn a_network_of_another_link_may_hide_a_wider_one_in_an_ipset() {
     check(&rules, &net, query(), "10.9.9.9", "closed");
     check(&rules, &net, query(), "203.0.113.5", "open");
 }
+
+#[test]
+fn a_chain_at_conntracks_own_priority_runs_before_it_or_after_it() {
+    for (priority, expect) in [(-201, "closed"), (-200, "maybe"), (-199, "open")] {
+        let rules = text(&format!(
+            "table ip t {{\n\tchain pre {{\n\t\ttype filter hook prerouting priority {priority}; policy accept;\n\t\tct state invalid drop\n\t}}\n}}\n"
+        ));
+        check(
+            &rules,
+            &host(),
+            tcp("eth0", "192.0.2.10", 22),
+            "203.0.113.5",
+            expect,
+        );
+    }
+}

@@ -156,24 +156,48 @@ impl<'a, T: Unit> Walk<'a, T> {
     ) -> Vec<Flow<T>> {
         let tracks = before_routing(hook) || hook == NfHook::Output;
         let nat_at = if tracks { NAT_DST } else { NAT_SRC };
-        let mut flows = flows;
         self.hook = hook;
+        let mut from = i32::MIN;
+        let mut flows = flows;
         if tracks {
-            flows = self.filters(hook, flows, i32::MIN, CONNTRACK - 1, keep);
-            flows
-                .iter_mut()
-                .for_each(|flow| track(Rc::make_mut(&mut flow.packet)));
-            flows = self.filters(hook, merge(flows), CONNTRACK, nat_at, keep);
-        } else {
-            flows = self.filters(hook, flows, i32::MIN, nat_at - 1, keep);
+            flows = self.filters(hook, flows, from, CONNTRACK - 1, keep);
+            flows = self.beside(hook, flows, CONNTRACK, keep, |_, mut flows| {
+                flows
+                    .iter_mut()
+                    .for_each(|flow| track(Rc::make_mut(&mut flow.packet)));
+                merge(flows)
+            });
+            from = CONNTRACK + 1;
         }
-        flows = self.nat(hook, flows, keep);
-        if tracks {
-            flows = self.filters(hook, flows, nat_at + 1, i32::MAX, keep);
-        } else {
-            flows = self.filters(hook, flows, nat_at, i32::MAX, keep);
+        flows = self.filters(hook, flows, from, nat_at - 1, keep);
+        flows = self.beside(hook, flows, nat_at, keep, |walk, flows| {
+            walk.nat(hook, flows, keep)
+        });
+        self.filters(hook, flows, nat_at + 1, i32::MAX, keep)
+    }
+
+    /// The kernel's own step at a priority, and the chains that share it: whichever was registered last goes
+    /// first, which no dump tells.
+    fn beside(
+        &mut self,
+        hook: NfHook,
+        flows: Vec<Flow<T>>,
+        at: i32,
+        keep: bool,
+        step: impl Fn(&mut Self, Vec<Flow<T>>) -> Vec<Flow<T>>,
+    ) -> Vec<Flow<T>> {
+        let Some(ip) = flows.first().map(|f| f.packet.ip) else {
+            return flows;
+        };
+        let shared = |kind, priority| kind != ChainKind::Nat && priority == at;
+        if self.chains(hook, ip, shared).is_empty() {
+            return step(self, flows);
         }
-        flows
+        let before = self.filters(hook, flows.clone(), at, at, keep);
+        let mut out = step(self, before);
+        let after = step(self, flows);
+        out.extend(self.filters(hook, after, at, at, keep));
+        merge(out)
     }
 
     pub(super) fn chains(
