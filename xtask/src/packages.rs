@@ -16,12 +16,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ),
     ("debootstrap", "/usr/sbin/debootstrap"),
     ("docker.io", "/usr/bin/dockerd"),
-    ("etcd-server", "/usr/bin/etcd"),
     ("fail2ban", "/usr/bin/fail2ban-server"),
-    // Ollama is built with these three.
-    ("g++", "/usr/bin/g++"),
-    ("golang-go", "/usr/local/go/bin/go"),
-    ("nlohmann-json3-dev", "/usr/include/nlohmann/json.hpp"),
     ("iproute2", "/usr/sbin/ip"),
     ("ipset", "/usr/sbin/ipset"),
     ("iptables", "/usr/sbin/iptables"),
@@ -29,27 +24,45 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nftables", "/usr/sbin/nft"),
     ("nginx-light", "/usr/sbin/nginx"),
     ("nmap", "/usr/bin/nmap"),
-    ("nodejs", "/usr/bin/node"),
-    ("npm", "/usr/bin/npm"),
     ("openssh-client", "/usr/bin/ssh"),
     ("openssh-server", "/usr/sbin/sshd"),
     ("procps", "/usr/bin/ps"),
-    (
-        "prometheus-node-exporter",
-        "/usr/bin/prometheus-node-exporter",
-    ),
     ("python3-systemd", ""),
-    ("python3-venv", ""),
-    ("redis-server", "/usr/bin/redis-server"),
     ("strace", "/usr/bin/strace"),
     ("systemd-container", "/usr/bin/systemd-nspawn"),
     ("ufw", "/usr/sbin/ufw"),
 ];
 
-/// Installs what is missing; an error names what could not be had.
+/// What the tests with real AI servers need beside [`PACKAGES`].
+const SERVERS: &[(&str, &str)] = &[
+    ("etcd-server", "/usr/bin/etcd"),
+    // Ollama is built with these three.
+    ("g++", "/usr/bin/g++"),
+    ("golang-go", "/usr/local/go/bin/go"),
+    ("nlohmann-json3-dev", "/usr/include/nlohmann/json.hpp"),
+    ("nodejs", "/usr/bin/node"),
+    ("npm", "/usr/bin/npm"),
+    (
+        "prometheus-node-exporter",
+        "/usr/bin/prometheus-node-exporter",
+    ),
+    ("python3-venv", ""),
+    ("redis-server", "/usr/bin/redis-server"),
+];
+
+/// Installs what is missing for the tests; an error names what could not be had.
 pub(crate) fn ensure() -> Result<(), String> {
+    ensure_all(PACKAGES)
+}
+
+/// The same for the tests with real AI servers.
+pub(crate) fn ensure_for_servers() -> Result<(), String> {
+    ensure_all(&[PACKAGES, SERVERS].concat())
+}
+
+fn ensure_all(packages: &[(&'static str, &'static str)]) -> Result<(), String> {
     remove_stale_policy()?;
-    let missing = missing()?;
+    let missing = missing(packages)?;
     if missing.is_empty() {
         println!("xtask: every Debian package that the tests need is here");
         return Ok(());
@@ -61,7 +74,7 @@ pub(crate) fn ensure() -> Result<(), String> {
         apt(&["update", "-q"])?;
         install(&missing)?;
     }
-    let still = self::missing()?;
+    let still = self::missing(packages)?;
     if still.is_empty() {
         Ok(())
     } else {
@@ -72,15 +85,15 @@ pub(crate) fn ensure() -> Result<(), String> {
     }
 }
 
-fn missing() -> Result<Vec<&'static str>, String> {
+fn missing(packages: &[(&'static str, &'static str)]) -> Result<Vec<&'static str>, String> {
     let output = Command::new("dpkg-query")
         .args(["-W", "-f", "${Package} ${db:Status-Status}\\n"])
-        .args(PACKAGES.iter().map(|(package, _)| package))
+        .args(packages.iter().map(|(package, _)| package))
         .stderr(Stdio::null())
         .output()
         .map_err(|error| format!("cannot run dpkg-query (the live tests need Debian): {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(PACKAGES
+    Ok(packages
         .iter()
         .filter(|(package, program)| {
             let installed = text

@@ -28,9 +28,10 @@ pub(crate) fn run(threads: u8) -> Result<(), String> {
             cargo(&["build", "--package", "portcullis"])
         });
         step(&mut steps, "Debian images", || {
-            for docker in [false, true] {
+            use lab::Release::{Bookworm, Trixie};
+            for (release, docker) in [(Bookworm, false), (Bookworm, true), (Trixie, true)] {
                 let image = lab::Image {
-                    release: lab::Release::Bookworm,
+                    release,
                     protection: true,
                     docker,
                     podman: false,
@@ -63,7 +64,7 @@ pub(crate) fn run(threads: u8) -> Result<(), String> {
 pub(crate) fn services() -> Result<(), String> {
     lab::need_root().map_err(|error| error.to_string())?;
     let mut steps = Vec::new();
-    step(&mut steps, "Debian packages", packages::ensure);
+    step(&mut steps, "Debian packages", packages::ensure_for_servers);
     step(&mut steps, "AI servers", || {
         for server in lab::Server::ALL {
             server

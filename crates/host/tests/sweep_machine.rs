@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! PORTCULLIS_SWEEP=100 PORTCULLIS_LOCKOUTS=20 \
-//!     cargo test -p portcullis-host --test live_sweep_machine -- --ignored --nocapture
+//!     cargo test -p portcullis-host --test sweep_machine -- --ignored --nocapture
 //! ```
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -173,13 +173,13 @@ fn killed_anywhere(release: Release, name: &str) {
 }
 
 #[test]
-#[ignore = "live: run by cargo xtask test"]
+#[ignore = "live, minutes long: run by the command above"]
 fn killed_anywhere_on_debian_12() {
     killed_anywhere(Release::Bookworm, "sweep-12");
 }
 
 #[test]
-#[ignore = "live: run by cargo xtask test"]
+#[ignore = "live, minutes long: run by the command above"]
 fn killed_anywhere_on_debian_13() {
     killed_anywhere(Release::Trixie, "sweep-13");
 }
@@ -250,13 +250,13 @@ fn down_while_shut(release: Release, name: &str, first: usize) {
 }
 
 #[test]
-#[ignore = "live: run by cargo xtask test"]
+#[ignore = "live, minutes long: run by the command above"]
 fn a_machine_that_goes_down_with_the_door_shut_comes_up_with_it_open_on_debian_12() {
     down_while_shut(Release::Bookworm, "down-12", 0);
 }
 
 #[test]
-#[ignore = "live: run by cargo xtask test"]
+#[ignore = "live, minutes long: run by the command above"]
 fn a_machine_that_goes_down_with_the_door_shut_comes_up_with_it_open_on_debian_13() {
     down_while_shut(Release::Trixie, "down-13", 1);
 }
