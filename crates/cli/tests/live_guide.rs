@@ -174,6 +174,22 @@ fn g15_the_operator_is_never_banned_and_a_ban_of_his_address_is_a_finding() {
     machine
         .ok(&["fail2ban-client", "set", "sshd", "banip", "192.0.2.7"])
         .unwrap();
+    // The client returns before the ban is in the kernel.
+    let bound = Instant::now() + Duration::from_secs(20);
+    let element = "{ 192.0.2.7 }";
+    let get = [
+        "nft",
+        "get",
+        "element",
+        "inet",
+        "portcullis",
+        "sshd4",
+        element,
+    ];
+    while !machine.run(&get).unwrap().success() {
+        assert!(Instant::now() < bound, "the ban did not come");
+        std::thread::sleep(Duration::from_millis(200));
+    }
     let audit = machine.run(&["portcullis", "audit"]).unwrap();
     assert_eq!(audit.code(), Some(1), "{}{}", audit.stdout, audit.stderr);
     assert!(audit.stdout.contains("192.0.2.7"), "{}", audit.stdout);
