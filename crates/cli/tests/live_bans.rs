@@ -317,7 +317,8 @@ fn three_sources(name: &str, release: Release) {
     for command in [
         "ufw reload",
         "ufw disable && ufw --force enable",
-        "systemctl restart fail2ban && fail2ban-client ping",
+        // Debian 13's unit is up before the server answers.
+        "systemctl restart fail2ban && timeout 60 sh -c 'until fail2ban-client ping; do sleep 0.1; done'",
         "fail2ban-client reload",
         "systemctl restart docker",
         "systemctl restart portcullis-guard",

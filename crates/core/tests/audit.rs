@@ -7,7 +7,7 @@ use build::*;
 use portcullis_core::finding::{Finding, Severity};
 use portcullis_core::host::*;
 use portcullis_core::judge::{Audit, EndpointVerdict, Judged, audit};
-use portcullis_core::policy::Policy;
+use portcullis_core::policy::{Never, Policy};
 use portcullis_core::report;
 use reach::AddrSet;
 
@@ -419,6 +419,20 @@ fn g15_the_own_address_banned_or_not_spared() {
             banned,
             "{address}"
         );
+    }
+}
+
+/// Nobody of such a network need be connected: the policy says that it is never banned.
+#[test]
+fn g15_an_address_that_the_policy_never_bans_is_banned() {
+    let mut host = good();
+    let mut policy = Policy::builtin();
+    policy.bans.never = vec![Never::Nets(vec!["192.0.2.0/24".parse().unwrap()])];
+    for (address, told) in [("192.0.2.66", true), ("198.51.100.66", false)] {
+        host.fail2ban.as_mut().unwrap().jails[0].banned = vec![address.parse().unwrap()];
+        let audit = audit(&host, &policy);
+        let about = |f: &&Finding| f.id == "own-address-banned" && f.title.contains(address);
+        assert_eq!(audit.findings.iter().any(|f| about(&f)), told, "{address}");
     }
 }
 

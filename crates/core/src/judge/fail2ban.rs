@@ -415,8 +415,8 @@ fn spared_and_banned(case: &Case<'_>, out: &mut Vec<Finding>) {
                 gateway,
                 "this network's router: behind it is everybody whom it translates",
             )
-        } else if never(case).contains(banned) {
-            (banned, "which the policy says is never banned")
+        } else if let Some(spared) = never(case).intersect(&[net].into_iter().collect()).first() {
+            (spared, "which the policy says is never banned")
         } else {
             continue;
         };
