@@ -411,6 +411,8 @@ fn g15_the_own_address_banned_or_not_spared() {
         ("203.0.113.1", true),
         ("203.0.113.5", true),
         ("192.0.2.66", false),
+        // Spared, and its session cut by the ban.
+        ("198.51.100.8", true),
     ] {
         host.fail2ban.as_mut().unwrap().jails[0].banned = vec![address.parse().unwrap()];
         let audit = look(&host);

@@ -417,6 +417,12 @@ fn spared_and_banned(case: &Case<'_>, out: &mut Vec<Finding>) {
             )
         } else if let Some(spared) = never(case).intersect(&[net].into_iter().collect()).first() {
             (spared, "which the policy says is never banned")
+        } else if let Some(spared) = ignored(case)
+            .intersect(&[net].into_iter().collect())
+            .first()
+        {
+            // A ban cuts its connections, so the operator's session may be gone when this is asked.
+            (spared, "which fail2ban is told to ignore")
         } else {
             continue;
         };
@@ -435,6 +441,15 @@ fn spared_and_banned(case: &Case<'_>, out: &mut Vec<Finding>) {
             .rows(&["G15"]),
         );
     }
+}
+
+/// What the jails' `ignoreip` names as addresses and networks.
+fn ignored(case: &Case<'_>) -> AddrSet {
+    let jails = case.host.fail2ban.iter().flat_map(|f| &f.jails);
+    jails
+        .flat_map(|jail| &jail.ignore_ip)
+        .filter_map(|text| network(text))
+        .collect()
 }
 
 /// The networks of the policy's `never`.
