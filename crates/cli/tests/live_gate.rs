@@ -190,6 +190,11 @@ fn g1_g16_one_apply_closes_everything_but_ssh_and_https() {
         verified.stdout,
         verified.stderr
     );
+    assert!(
+        verified.stdout.contains("yes: a test entry"),
+        "the jail was not proven: {}",
+        verified.stdout
+    );
 
     // After a reboot the same.
     machine.reboot().unwrap();
