@@ -395,6 +395,8 @@ fn all_bans(case: &Case<'_>) -> Vec<(IpAddr, u8, String)> {
 /// G15: behind NAT the operator's own address gets banned.
 fn spared_and_banned(case: &Case<'_>, out: &mut Vec<Finding>) {
     let own = zones::own_addresses(case.host);
+    // Once, not for each of what may be thousands of bans.
+    let (never, ignored) = (never(case), ignored(case));
     let mut told: Vec<IpAddr> = Vec::new();
     for (banned, bits, whose) in all_bans(case) {
         let Ok(net) = IpNet::new(banned, bits).map(|net| net.trunc()) else {
@@ -415,12 +417,9 @@ fn spared_and_banned(case: &Case<'_>, out: &mut Vec<Finding>) {
                 gateway,
                 "this network's router: behind it is everybody whom it translates",
             )
-        } else if let Some(spared) = never(case).intersect(&[net].into_iter().collect()).first() {
+        } else if let Some(spared) = never.intersect(&[net].into_iter().collect()).first() {
             (spared, "which the policy says is never banned")
-        } else if let Some(spared) = ignored(case)
-            .intersect(&[net].into_iter().collect())
-            .first()
-        {
+        } else if let Some(spared) = ignored.intersect(&[net].into_iter().collect()).first() {
             // A ban cuts its connections, so the operator's session may be gone when this is asked.
             (spared, "which fail2ban is told to ignore")
         } else {
