@@ -204,10 +204,15 @@ fn run(args: &[String]) -> Result<String, Box<dyn std::error::Error>> {
             .iter()
             .map(|entry| {
                 format!(
-                    "{} {:?} made {} {:?} {:?} {:?}",
+                    "{} {:?} made {} {}{:?} {:?} {:?}",
                     entry.id,
                     entry.phase,
                     entry.made,
+                    if entry.interrupted {
+                        "interrupted "
+                    } else {
+                        ""
+                    },
                     entry.confirmed_by,
                     entry.rolled_back,
                     entry.left

@@ -7,7 +7,7 @@
 //! PORTCULLIS_LOCKOUTS=200 cargo test -p portcullis-host --test live_lockouts -- --ignored --nocapture
 //! ```
 //!
-//! Lock-outs in which the machine itself goes down are in `live_lockouts_machine`.
+//! Lock-outs in which the machine itself goes down are in `live_sweep_machine`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -15,6 +15,7 @@ mod transact;
 
 use lab::{Process, Sshd, World, address};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use transact::{Machine, Plan, STATE, allow, default, delete, enable, exe, guard, write};
@@ -238,20 +239,14 @@ impl Place {
         let mut tool = self.start(door, mishap, &plan);
         let long = Duration::from_secs(120);
         let applied = |tool: &Process| tool.log().contains("AwaitingConfirm");
-        let armed = self.until(&name, long, || {
-            assert!(tool.is_running(), "{name}: {}", tool.log());
-            tool.log().contains("Armed ")
-        });
-        let end = match mishap {
+        let struck = match mishap {
             Mishap::ToolKilled | Mishap::SessionCut => {
-                self.until(&name, long, || {
+                let at = self.until(&name, long, || {
                     assert!(tool.is_running(), "{name}: {}", tool.log());
                     !self.open(door)
                 });
                 tool.signal(Signal::SIGKILL).unwrap();
-                // In the middle of the changes the window is that for making them. The way back does
-                // not wait for its end, only for that of the program that was just at work.
-                armed + armed_window(&tool.log())
+                at
             }
             _ => {
                 let at = self.until(&name, long, || {
@@ -264,7 +259,7 @@ impl Place {
                     "{name}: the door is not shut: {}",
                     tool.log()
                 );
-                at + WINDOW
+                at
             }
         };
         match mishap {
@@ -282,10 +277,33 @@ impl Place {
         });
         let _ = tool.wait(Duration::from_secs(20));
         transact::same(&server.state(), &before, &name);
+        let end = self.end_of_window(&name, struck);
         Case {
             late: opened.saturating_duration_since(end),
             whole: done.saturating_duration_since(end),
         }
+    }
+
+    /// When whoever confirms nothing has to be back: at the deadline in the journal where the changes
+    /// were completed; else a window after the blow that stopped them in the middle.
+    fn end_of_window(&self, name: &str, struck: Instant) -> Instant {
+        let path = format!("{STATE}/tx/1/journal");
+        let journal = self.world.server.read(&path).unwrap();
+        let records: Vec<Value> = journal
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line.get(26..)?).ok())
+            .collect();
+        let of = |kind: &str| records.iter().rfind(|record| record["record"] == kind);
+        if of("applied").is_none() {
+            return struck + WINDOW;
+        }
+        let deadline = of("armed").unwrap()["deadline"].as_u64().unwrap();
+        let clock = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
+        let (now, boot) = (Instant::now(), Duration::from(clock));
+        let ago = boot
+            .checked_sub(Duration::from_millis(deadline))
+            .unwrap_or_else(|| panic!("{name}: rolled back before the deadline"));
+        now.checked_sub(ago).unwrap()
     }
 
     fn turn_clock(&self, offsets: &[&str]) {
@@ -309,13 +327,6 @@ impl Place {
             std::thread::sleep(Duration::from_millis(200));
         }
     }
-}
-
-/// The window of the first watchdog, from what the tool said: `Armed { …, fires_in: 30s }`.
-fn armed_window(log: &str) -> Duration {
-    let (_, rest) = log.split_once("fires_in: ").unwrap();
-    let seconds = rest.split('s').next().unwrap();
-    Duration::from_secs(seconds.parse().unwrap())
 }
 
 const CLOCK: &str = "/var/log/clock";

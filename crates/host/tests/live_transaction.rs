@@ -451,3 +451,29 @@ fn a_change_that_fails_undoes_those_before_it() {
     ];
     check(Plan::new(bad), "everything was rolled back");
 }
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn history_tells_of_an_apply_that_died_before_its_first_change_and_the_next_one_tidies_up() {
+    let world = prepared("died-early");
+    let before = world.server.state();
+    // Behind its first record: no watchdog is there yet.
+    let said = world
+        .server
+        .apply(&guide(), Duration::from_secs(600), "kill:2");
+    assert!(said.contains("dying"), "{said}");
+    let history = world.server.transact(&["history", STATE]);
+    assert!(
+        history.starts_with("1 Applying made 0 interrupted"),
+        "{history}"
+    );
+    transact::same(&world.server.state(), &before, "nothing was changed");
+    let said = world.server.apply(&guide(), Duration::from_secs(600), "");
+    assert!(said.contains("Recovering"), "{said}");
+    assert!(said.contains("AwaitingConfirm"), "{said}");
+    let history = world.server.transact(&["history", STATE]);
+    assert!(history.starts_with("1 RolledBack made 0"), "{history}");
+    assert!(!history.contains("interrupted"), "{history}");
+    world.server.transact(&["rollback", STATE, "keep"]);
+    transact::same(&world.server.state(), &before, "rolled back");
+}

@@ -117,6 +117,7 @@ struct Wire {
     seconds_left: Option<u64>,
     changes: Vec<String>,
     made: usize,
+    interrupted: bool,
     confirmed_by: Option<String>,
     rolled_back_because: Option<String>,
     left: Vec<String>,
@@ -158,6 +159,7 @@ fn wire(entry: &Entry) -> Wire {
             .map(|change| command(&change.action))
             .collect(),
         made: entry.made,
+        interrupted: entry.interrupted,
         confirmed_by: entry.confirmed_by.clone(),
         rolled_back_because: entry.rolled_back.as_ref().map(ToString::to_string),
         left: entry.left.clone(),
@@ -180,7 +182,13 @@ fn line(out: &mut String, entry: &Entry) {
         Phase::RolledBack => DIM,
         _ => WARN,
     };
+    let state = match entry.interrupted {
+        true => "interrupted",
+        false => words(&entry.phase),
+    };
     let detail = match (&entry.rolled_back, &entry.confirmed_by, entry.remaining) {
+        _ if entry.interrupted && entry.begun == 0 => "before its first change".to_owned(),
+        _ if entry.interrupted => "taken back by `portcullis rollback`, else by itself".to_owned(),
         (Some(why), _, _) => why.to_string(),
         (None, Some(by), _) => format!("by {by}"),
         (None, None, Some(left)) => format!("{} s left", left.as_secs()),
@@ -191,7 +199,7 @@ fn line(out: &mut String, entry: &Entry) {
         "{} {} {} {}",
         cell(&entry.id.to_string(), 4),
         cell(&clean(&entry.at), 20),
-        paint(style, cell(words(&entry.phase), 18)),
+        paint(style, cell(state, 18)),
         clean(&detail)
     );
 }

@@ -22,6 +22,11 @@ pub struct Entry {
     pub plan: Option<Plan>,
     /// Number of changes made.
     pub made: usize,
+    /// Number of changes begun: all that were made, and the one at which it stopped.
+    pub begun: usize,
+    /// The process that made the changes is gone in the middle of them. Where changes were begun, the
+    /// watchdog takes them back.
+    pub interrupted: bool,
     /// How it was confirmed.
     pub confirmed_by: Option<String>,
     /// Why it was rolled back.
@@ -107,10 +112,17 @@ pub fn history(state_dir: &Path) -> io::Result<Vec<Entry>> {
     let Some(state) = State::existing(state_dir)? else {
         return Ok(vec![]);
     };
-    Ok(read_all(&state)?
-        .into_iter()
-        .map(|(id, read)| entry(id, &read))
-        .collect())
+    let mut entries = vec![];
+    for (id, read) in read_all(&state)? {
+        let mut now = entry(id, &read);
+        // Whoever makes changes holds the lock until the record that ends them, so look in this order.
+        if now.phase == Phase::Applying && state.free() {
+            now = entry(id, &journal::read(&state.journal(id))?);
+            now.interrupted = now.phase == Phase::Applying;
+        }
+        entries.push(now);
+    }
+    Ok(entries)
 }
 
 pub(super) fn entry(id: TransactionId, read: &Read) -> Entry {
@@ -120,6 +132,8 @@ pub(super) fn entry(id: TransactionId, read: &Read) -> Entry {
         phase: phase(&read.records),
         plan: None,
         made: 0,
+        begun: 0,
+        interrupted: false,
         confirmed_by: None,
         rolled_back: None,
         left: vec![],
@@ -131,6 +145,7 @@ pub(super) fn entry(id: TransactionId, read: &Read) -> Entry {
                 entry.at.clone_from(at);
                 entry.plan = Some((**plan).clone());
             }
+            Record::Intent { .. } => entry.begun += 1,
             Record::Done { .. } => entry.made += 1,
             Record::Confirmed { by, .. } => entry.confirmed_by = Some(by.clone()),
             Record::RollingBack { why, .. } => entry.rolled_back = Some(why.clone()),

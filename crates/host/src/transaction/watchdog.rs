@@ -69,6 +69,10 @@ fn timer(
     deadline: u64,
 ) -> Result<Watchdog, Error> {
     let unit = format!("portcullis-rollback-{id}-{turn}");
+    if turn == 0 {
+        // Ahead of the timer: if this process dies here already, somebody notices.
+        look_out(state, id, exe, deadline);
+    }
     let now = clock::since_boot().map_err(|source| Error::io("read the clock", source))?;
     let left = deadline.saturating_sub(now);
     Program::new("systemd-run")
@@ -101,9 +105,6 @@ fn timer(
     .map_err(|source| Error::program("see whether the timer is armed", source))?
     .stdout_text();
     if shown.lines().any(|line| line == "ActiveState=active") {
-        if turn == 0 {
-            look_out(state, id, exe, deadline);
-        }
         Ok(Watchdog::Timer { unit })
     } else {
         Err(Error::read_back(
@@ -231,10 +232,19 @@ pub(crate) fn watch(state: &State, id: TransactionId, deadline: u64) -> io::Resu
     let mut out = io::stdout();
     out.write_all(b"ready\n")?;
     out.flush()?;
+    let mut deadline = deadline;
     loop {
         let now = clock::since_boot()?;
         if now >= deadline {
-            break;
+            // Another watchdog with a later deadline may be in charge by now; this one goes on looking
+            // out for a process that dies.
+            let left = super::journal::read(&state.journal(id)).map_or(Duration::ZERO, |read| {
+                super::history::remaining(&read.records)
+            });
+            if left.is_zero() {
+                break;
+            }
+            deadline = now + clock::millis(left);
         }
         std::thread::sleep(Duration::from_millis(LOOK.min(deadline - now)));
         if super::settled(state, id) {

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! PORTCULLIS_SWEEP=100 PORTCULLIS_LOCKOUTS=20 \
-//!     cargo test -p portcullis-host --test sweep_machine -- --ignored --nocapture
+//!     cargo test -p portcullis-host --test live_sweep_machine -- --ignored --nocapture
 //! ```
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -23,6 +23,8 @@ use sweep::{Blow, Trace, spread};
 use transact::{COPIED, Machine, Plan, STATE, allow, enable, guard, unit, write};
 
 const SOON: Duration = Duration::from_secs(2);
+/// What the tool said on a machine that goes down.
+const LOG: &str = "/var/log/tool";
 const WINDOW: Duration = Duration::from_secs(900);
 
 fn debian(release: Release, name: &str) -> Debian {
@@ -135,21 +137,36 @@ fn killed_anywhere(release: Release, name: &str) {
     let after = state(&machine);
     machine.transact(&["rollback", STATE, "keep"]);
     transact::same(&state(&machine), &before, "rolled back");
-    let (mut olds, mut news) = (0, 0);
+    let (mut olds, mut news, mut unwatched) = (0, 0, 0);
     for place in spread(&trace.changing(), number("PORTCULLIS_SWEEP", 3)) {
         let blow = Blow::kill(&trace, place);
         let (_, struck) = run(&blow);
         let what = format!("{name}, {} ({})", blow.name, struck.last());
-        // Whoever looks out for the dead undoes it. Where it died before anybody was told to, nothing
-        // was changed but for the boot unit, and the next boot or the next run tidies up.
-        let watchers = machine.output(&["systemctl", "list-units", "--all", "portcullis-*"]);
-        if !watchers.contains("portcullis-rollback") && history(&machine).contains("Applying") {
-            assert!(history(&machine).contains("Applying made 0"), "{what}");
-            machine.transact(&["recover", STATE]);
-        }
+        // Whoever looks out for the dead undoes it. Where it died before that one had started, nothing
+        // was changed but for the boot unit: `history` says so, and the next run tidies up.
+        let open = || {
+            let said = history(&machine);
+            said.contains("Applying") || said.contains("RollingBack")
+        };
         let end = Instant::now() + Duration::from_secs(90);
-        while history(&machine).contains("Applying") || history(&machine).contains("RollingBack") {
-            assert!(Instant::now() < end, "{what}: {}", history(&machine));
+        while open() {
+            let watchers = machine.output(&["systemctl", "list-units", "--all", "portcullis-*"]);
+            if !watchers.contains("portcullis-") {
+                let said = history(&machine);
+                assert!(
+                    said.contains("Applying made 0 interrupted"),
+                    "{what}: {said}"
+                );
+                let tidied = machine.transact(&["recover", STATE]);
+                assert!(tidied.contains("TransactionId"), "{what}: {tidied}");
+                unwatched += 1;
+                continue;
+            }
+            assert!(
+                Instant::now() < end,
+                "{what}: {}\n{watchers}",
+                history(&machine)
+            );
             std::thread::sleep(Duration::from_millis(200));
         }
         if history(&machine).contains("Waiting") {
@@ -166,20 +183,21 @@ fn killed_anywhere(release: Release, name: &str) {
         );
     }
     eprintln!(
-        "{name}: {} points of {}: {olds} left the old state, {news} the new one",
+        "{name}: {} points of {}: {olds} left the old state, {news} the new one; {unwatched} died before \
+         anybody looked out, and before the first change",
         olds + news,
         trace.changing().len()
     );
 }
 
 #[test]
-#[ignore = "live, minutes long: run by the command above"]
+#[ignore = "live: run by cargo xtask test"]
 fn killed_anywhere_on_debian_12() {
     killed_anywhere(Release::Bookworm, "sweep-12");
 }
 
 #[test]
-#[ignore = "live, minutes long: run by the command above"]
+#[ignore = "live: run by cargo xtask test"]
 fn killed_anywhere_on_debian_13() {
     killed_anywhere(Release::Trixie, "sweep-13");
 }
@@ -211,21 +229,27 @@ fn down_while_shut(release: Release, name: &str, first: usize) {
         changes.extend((0..4).map(|n| allow("allow", 9000 + n)));
         let plan = machine.put(&Plan::new(changes));
         let window = WINDOW.as_millis().to_string();
-        // A child of the machine's own first process: a child of this one would have to be waited for
-        // before the machine can be gone.
-        let start = format!(
-            "setsid -f {COPIED} apply-anyway {plan} {STATE} {window} > /var/log/tool 2>&1 < /dev/null"
-        );
-        machine.ok(&["sh", "-c", &start]).unwrap();
-        let log = |machine: &Debian| machine.output(&["cat", "/var/log/tool"]);
+        // A service of the machine's own: it needs nothing from outside, and goes down with the machine.
+        let unit = format!("--unit=tool-{round}");
+        let log = format!("--property=StandardOutput=file:{LOG}");
+        let both = format!("--property=StandardError=file:{LOG}");
+        let mut argv = vec!["systemd-run", "--quiet", &unit, &log, &both, COPIED];
+        argv.extend(["apply-anyway", &plan, STATE, &window]);
+        machine.ok(&argv).unwrap();
+        let said = |machine: &Debian| machine.output(&["cat", LOG]);
         let end = Instant::now() + Duration::from_secs(120);
-        let shut = || {
-            let soon = Duration::from_millis(200);
-            !machine.operator.connect(address::SERVER, 22, soon).unwrap()
-        };
-        while !shut() || !middle && !log(&machine).contains("AwaitingConfirm") {
-            assert!(Instant::now() < end, "{what}: {}", log(&machine));
+        // The second change is the one that shuts it.
+        while !said(&machine).contains("\n3/6 ")
+            || !middle && !said(&machine).contains("AwaitingConfirm")
+        {
+            assert!(Instant::now() < end, "{what}: {}", said(&machine));
+            std::thread::sleep(Duration::from_millis(20));
         }
+        assert!(
+            !machine.operator.connect(address::SERVER, 22, SOON).unwrap(),
+            "{what}: not shut: {}",
+            said(&machine)
+        );
         if reboot {
             // The tool goes down with the machine.
             machine.reboot().unwrap();
@@ -233,12 +257,12 @@ fn down_while_shut(release: Release, name: &str, first: usize) {
             machine.power_cut().unwrap();
             machine.boot().unwrap();
         }
-        let said = history(&machine);
+        let now = history(&machine);
         assert!(
-            said.lines()
+            now.lines()
                 .last()
                 .is_some_and(|line| line.contains("RolledBack")),
-            "{what}: {said}"
+            "{what}: {now}"
         );
         assert!(
             machine.operator.connect(address::SERVER, 22, SOON).unwrap(),
@@ -250,13 +274,13 @@ fn down_while_shut(release: Release, name: &str, first: usize) {
 }
 
 #[test]
-#[ignore = "live, minutes long: run by the command above"]
+#[ignore = "live: run by cargo xtask test"]
 fn a_machine_that_goes_down_with_the_door_shut_comes_up_with_it_open_on_debian_12() {
     down_while_shut(Release::Bookworm, "down-12", 0);
 }
 
 #[test]
-#[ignore = "live, minutes long: run by the command above"]
+#[ignore = "live: run by cargo xtask test"]
 fn a_machine_that_goes_down_with_the_door_shut_comes_up_with_it_open_on_debian_13() {
     down_while_shut(Release::Trixie, "down-13", 1);
 }
