@@ -28,13 +28,19 @@ pub(crate) fn run(threads: u8) -> Result<(), String> {
             cargo(&["build", "--package", "portcullis"])
         });
         step(&mut steps, "Debian images", || {
-            use lab::Release::{Bookworm, Trixie};
-            for (release, docker) in [(Bookworm, false), (Bookworm, true), (Trixie, true)] {
+            use lab::Release::{Bookworm, Sid, Trixie};
+            for (release, docker, podman) in [
+                (Bookworm, false, false),
+                (Bookworm, true, false),
+                (Trixie, true, false),
+                (Trixie, false, true),
+                (Sid, true, false),
+            ] {
                 let image = lab::Image {
                     release,
                     protection: true,
                     docker,
-                    podman: false,
+                    podman,
                 };
                 image
                     .ensure(&mut |line| println!("lab: {line}"))

@@ -4,15 +4,20 @@
 pub const SHOWN: usize = 200;
 
 /// Makes untrusted text (container names, rule comments, log lines, interface names) safe to print
-/// in one line: control characters, line separators, bidirectional controls and other invisible
-/// format characters become `\u{…}` escapes, and the text is cut after [`SHOWN`] characters.
+/// in one line: escaped as by [`escape`], and cut after [`SHOWN`] characters.
 pub fn clean(text: &str) -> String {
-    let mut out = String::with_capacity(text.len().min(SHOWN * 4));
-    for (shown, c) in text.chars().enumerate() {
-        if shown == SHOWN {
-            out.push('…');
-            break;
-        }
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => escape(&text[..end]) + "…",
+        None => escape(text),
+    }
+}
+
+/// As [`clean`], at any length: for sentences of our own, whose foreign pieces were cut when they were put in.
+/// Control characters, line separators, bidirectional controls and other invisible format characters become
+/// `\u{…}` escapes.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
         if deceives(c) {
             out.extend(c.escape_unicode());
         } else {
@@ -63,5 +68,7 @@ mod tests {
         let long = clean(&"x".repeat(1000));
         assert_eq!(long.chars().count(), SHOWN + 1);
         assert!(long.ends_with('…'));
+        let sentence = "x".repeat(1000) + "\u{1b}";
+        assert_eq!(escape(&sentence), "x".repeat(1000) + "\\u{1b}");
     }
 }

@@ -33,6 +33,10 @@ const STAND_INS: [(&str, u16); 3] = [
     ("web.service", 443),
 ];
 
+/// Podman limits the number of processes unless told otherwise; where this machine's hierarchy of cgroups is a hybrid
+/// one, the lab machine's has no controller for that.
+const PODMAN: &str = "[containers]\npids_limit = 0\n";
+
 /// What systemd-nspawn ends with when the machine asked for a reboot (systemd-nspawn(1), `--keep-unit`).
 const REBOOT: i32 = 133;
 
@@ -129,7 +133,8 @@ impl Machine {
         let room = lab.room().clone();
         let around = Around::new(&lab)?;
         let folder = room.folder("machine")?;
-        for part in ["changes", "work", "root", "docker", "logs"] {
+        let storage = nspawn::STORAGE.map(|(part, _)| part);
+        for part in ["changes", "work", "root", "logs"].iter().chain(&storage) {
             room.folder(Path::new("machine").join(part))?;
         }
         let changes = folder.join("changes");
@@ -170,6 +175,9 @@ impl Machine {
             machine.ok(&["chown", "-R", owner, &ssh])?;
             machine.ok(&["chmod", "0700", &ssh])?;
         }
+        if image.podman {
+            machine.write("/etc/containers/containers.conf", PODMAN)?;
+        }
         Ok(machine)
     }
 
@@ -201,7 +209,7 @@ impl Machine {
         let mut nspawn = Nspawn::start(&nspawn::Setup {
             cell: &cell,
             root: &root,
-            docker: &self.folder.join("docker"),
+            storage: &self.folder,
             console: &self.console(),
             cgroup: self.room.name(),
         })?;

@@ -3,7 +3,7 @@
 use super::style::{DIM, GOOD, HEAD, WARN, WIDTH, fit, paint, wrap};
 use portcullis_core::plan::{Action, Change, Plan};
 use portcullis_core::planner::command;
-use portcullis_core::text::clean;
+use portcullis_core::text::{clean, escape};
 use std::fmt::Write as _;
 
 /// Lines of a file that are shown of each change before the rest is counted.
@@ -36,13 +36,13 @@ pub fn text(plan: &Plan, policy: &str, advice: bool) -> String {
     }
     for note in &plan.notes {
         let _ = writeln!(out);
-        for (index, line) in wrap(&clean(&note.text), WIDTH - 6).iter().enumerate() {
+        for (index, line) in wrap(&escape(&note.text), WIDTH - 6).iter().enumerate() {
             let head = if index == 0 { "note: " } else { "      " };
             let _ = writeln!(out, "{head}{line}");
         }
         if let Some(command) = &note.command {
             for line in command.lines() {
-                let _ = writeln!(out, "        {}", clean(line));
+                let _ = writeln!(out, "        {}", escape(line));
             }
         }
     }
@@ -66,7 +66,7 @@ fn count(changes: usize) -> String {
 
 fn one(out: &mut String, number: usize, change: &Change) {
     let _ = writeln!(out, "\n{number:>3}. {}", command(&change.action));
-    for line in wrap(&clean(&change.why), WIDTH - 5) {
+    for line in wrap(&escape(&change.why), WIDTH - 5) {
         let _ = writeln!(out, "     {}", paint(DIM, line));
     }
     match &change.action {

@@ -142,10 +142,18 @@ impl Engine {
         assert_eq!(plan.code(), Some(0), "{}{}", plan.stdout, plan.stderr);
     }
 
+    /// An audit that could ask the engine: one that just starts may answer too late.
     pub fn audit(&self) -> serde_json::Value {
-        let audit = self.long(&[PORTCULLIS, "audit", "--json"]);
-        serde_json::from_str(&audit.stdout)
-            .unwrap_or_else(|e| panic!("{e}: {}{}", audit.stdout, audit.stderr))
+        let end = Instant::now() + SOON;
+        loop {
+            let audit = self.long(&[PORTCULLIS, "audit", "--json"]);
+            let audit: serde_json::Value = serde_json::from_str(&audit.stdout)
+                .unwrap_or_else(|e| panic!("{e}: {}{}", audit.stdout, audit.stderr));
+            if audit["unseen"] == serde_json::json!([]) {
+                return audit;
+            }
+            assert!(Instant::now() < end, "not seen: {}", audit["unseen"]);
+        }
     }
 
     /// The machine's rules, each family and backend, as its tools list them.
@@ -223,4 +231,22 @@ pub fn knock(who: &Host, to: IpAddr, port: u16, expect: bool) -> bool {
 pub fn check(who: &Host, to: IpAddr, port: u16, open: bool, case: &str) {
     let seen = knock(who, to, port, open);
     assert_eq!(seen, open, "{case}: {} -> {to}:{port}", who.name());
+}
+
+/// Knocks on all of them at once, since nothing tells a closed port but the time that passes.
+#[track_caller]
+pub fn all_closed(knocks: &[(&Host, IpAddr, u16)], case: &str) {
+    let open: Vec<String> = std::thread::scope(|scope| {
+        let threads: Vec<_> = knocks
+            .iter()
+            .map(|&(who, to, port)| {
+                scope.spawn(move || (who, to, port, knock(who, to, port, false)))
+            })
+            .collect();
+        let answers = threads.into_iter().map(|t| t.join().unwrap());
+        let open = answers.filter(|(.., open)| *open);
+        open.map(|(who, to, port, _)| format!("{} -> {to}:{port}", who.name()))
+            .collect()
+    });
+    assert!(open.is_empty(), "{case}: open: {}", open.join(", "));
 }

@@ -66,7 +66,8 @@ impl Default for Options {
         Self {
             root: PathBuf::from("/"),
             engine_sockets: None,
-            engine_patience: Duration::from_secs(2),
+            // systemd starts Podman's API when it is asked.
+            engine_patience: Duration::from_secs(5),
             fail2ban_socket: None,
             fail2ban_patience: Duration::from_secs(2),
             rules_from: RulesFrom::default(),

@@ -13,14 +13,20 @@ use crate::error::{Context, Error, Result};
 use crate::process;
 use crate::room::cgroup_roots;
 
+/// Where Docker and Podman keep images and containers, and the folder for it below [`Setup::storage`].
+pub(super) const STORAGE: [(&str, &str); 2] = [
+    ("docker", "/var/lib/docker"),
+    ("podman", "/var/lib/containers"),
+];
+
 /// What a machine is started with.
 pub(super) struct Setup<'a> {
     /// Its network, and where everything ends that it starts.
     pub(super) cell: &'a Cell,
     /// Its root folder, as seen in the cell.
     pub(super) root: &'a Path,
-    /// A plain folder for its /var/lib/docker: Docker's storage is an overlay, and the kernel allows none on an overlay.
-    pub(super) docker: &'a Path,
+    /// A plain folder for each of [`STORAGE`]: engines' storage is an overlay, and the kernel allows none on an overlay.
+    pub(super) storage: &'a Path,
     /// Where its console goes.
     pub(super) console: &'a Path,
     /// The name of its cgroup.
@@ -63,7 +69,9 @@ impl Nspawn {
                 // The cell's own network; the holder is its process 1.
                 .arg("--network-namespace-path=/proc/1/ns/net")
                 .arg("--console=pipe")
-                .arg(format!("--bind={}:/var/lib/docker", setup.docker.display()))
+                .args(STORAGE.map(|(folder, path)| {
+                    format!("--bind={}:{path}", setup.storage.join(folder).display())
+                }))
                 .current_dir("/")
                 .stdin(Stdio::null())
                 .stdout(log)

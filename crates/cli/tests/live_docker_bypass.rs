@@ -102,7 +102,7 @@ fn with_rules(
 }
 
 #[test]
-#[ignore = "a sweep: see SPECIFICATION.md"]
+#[ignore = "live: run by cargo xtask test"]
 fn rules_that_people_try_in_docker_user() {
     let (world, docker) = docker_world("docker-user", &[]);
     let (server, stranger, neighbour) = (&world.server, &world.stranger, &world.neighbour);
@@ -239,7 +239,7 @@ fn rules_that_people_try_in_docker_user() {
 }
 
 #[test]
-#[ignore = "a sweep: see SPECIFICATION.md"]
+#[ignore = "live: run by cargo xtask test"]
 fn daemons_without_iptables_and_containers_on_the_hosts_network() {
     let (world, docker) = docker_world("docker-input", &["--iptables=false"]);
     let (server, stranger) = (&world.server, &world.stranger);
@@ -284,7 +284,7 @@ fn daemons_without_iptables_and_containers_on_the_hosts_network() {
 }
 
 #[test]
-#[ignore = "a sweep: see SPECIFICATION.md"]
+#[ignore = "live: run by cargo xtask test"]
 fn others_ahead_of_ufw() {
     lab::require_root();
     let world = World::new("ahead").unwrap();
@@ -390,7 +390,7 @@ fn others_ahead_of_ufw() {
 
 /// Rules as Docker 29's own backend, kube-proxy and netavark write them, before a web server in a namespace.
 #[test]
-#[ignore = "a sweep: see SPECIFICATION.md"]
+#[ignore = "live: run by cargo xtask test"]
 fn published_by_others_than_docker() {
     lab::require_root();
     let world = World::new("others").unwrap();

@@ -3,7 +3,7 @@
 //! while only portcullis acts.
 //!
 //! By default a sample of each disturbance; all of them with
-//! `PORTCULLIS_CHAOS=full cargo test -p portcullis --test sweep_docker_chaos -- --ignored --nocapture`.
+//! `PORTCULLIS_CHAOS=full cargo test -p portcullis --test live_docker_chaos -- --ignored --nocapture`.
 
 #![allow(
     clippy::unwrap_used,
@@ -62,7 +62,7 @@ fn policy(engine: &Engine, more: &str) {
 }
 
 #[test]
-#[ignore = "a sweep: see SPECIFICATION.md"]
+#[ignore = "live: run by cargo xtask test"]
 fn nobody_gets_in_whatever_is_restarted() {
     lab::require_root();
     let times = times();
