@@ -146,7 +146,23 @@ fn hides_processes() -> bool {
 pub fn process(pid: u32) -> Option<Process> {
     let folder = format!("/proc/{pid}");
     let stat = read(&format!("{folder}/stat"), 4096)?;
-    let (comm, parent, started) = parse_stat(&stat)?;
+    let Stat {
+        comm,
+        parent,
+        kernel_thread,
+        started,
+    } = parse_stat(&stat)?;
+    if kernel_thread {
+        // Half of a quiet host's processes; they have no program, no descriptors and no container.
+        return Some(Process {
+            pid,
+            parent,
+            comm,
+            started,
+            sockets: Some(Vec::new()),
+            ..Process::default()
+        });
+    }
     let status = read(&format!("{folder}/status"), 16 * 1024)?;
     let cgroup = read(&format!("{folder}/cgroup"), 64 * 1024)
         .map(|b| String::from_utf8_lossy(&b).into_owned());
@@ -173,7 +189,8 @@ pub fn process(pid: u32) -> Option<Process> {
 
 /// At most `limit` bytes of a file.
 fn read(path: &str, limit: u64) -> Option<Vec<u8>> {
-    let mut out = Vec::new();
+    // Room from the start: /proc tells no size, and growing bit by bit would read bit by bit.
+    let mut out = Vec::with_capacity(4096);
     File::open(path)
         .ok()?
         .take(limit)
@@ -182,18 +199,35 @@ fn read(path: &str, limit: u64) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Name, parent and start time out of `/proc/PID/stat`. The name may hold spaces and brackets,
-/// so the last bracket ends it.
-fn parse_stat(stat: &[u8]) -> Option<(String, u32, u64)> {
+/// What is taken of `/proc/PID/stat`.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    comm: String,
+    parent: u32,
+    /// `PF_KTHREAD` (include/linux/sched.h), which no program can set.
+    kernel_thread: bool,
+    started: u64,
+}
+
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// The name may hold spaces and brackets, so the last bracket ends it.
+fn parse_stat(stat: &[u8]) -> Option<Stat> {
     let text = String::from_utf8_lossy(stat);
     let open = text.find('(')?;
     let close = text.rfind(')')?;
     let comm = text.get(open + 1..close)?.to_owned();
     let mut fields = text.get(close + 1..)?.split_whitespace();
-    // Field 3 (state) is the first here; 4 is the parent, 22 the start time.
+    // Field 3 (state) is the first here; 4 is the parent, 9 the flags, 22 the start time.
     let parent = fields.nth(1)?.parse().ok()?;
-    let started = fields.nth(17)?.parse().ok()?;
-    Some((comm, parent, started))
+    let flags: u32 = fields.nth(4)?.parse().ok()?;
+    let started = fields.nth(12)?.parse().ok()?;
+    Some(Stat {
+        comm,
+        parent,
+        kernel_thread: flags & PF_KTHREAD != 0,
+        started,
+    })
 }
 
 fn effective_uid(status: &str) -> Option<u32> {
@@ -245,7 +279,15 @@ mod tests {
     #[test]
     fn a_name_with_brackets_and_spaces_does_not_shift_the_fields() {
         let stat = b"42 (a) b (c) S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 99 1 2";
-        assert_eq!(parse_stat(stat), Some(("a) b (c".to_owned(), 7, 99)));
+        let expected = Stat {
+            comm: "a) b (c".to_owned(),
+            parent: 7,
+            kernel_thread: false,
+            started: 99,
+        };
+        assert_eq!(parse_stat(stat), Some(expected));
+        let kthreadd = b"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 1 0";
+        assert!(parse_stat(kthreadd).is_some_and(|stat| stat.kernel_thread));
         assert_eq!(parse_stat(b"42 (x"), None);
         assert_eq!(parse_stat(b""), None);
         assert_eq!(parse_stat(b")("), None);

@@ -6,7 +6,11 @@ use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
-use ureq::Agent;
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::{Agent, Error};
 
 /// Longest head of an answer, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
@@ -40,7 +44,7 @@ impl Asker {
             .build();
         Asker {
             address,
-            agent: config.new_agent(),
+            agent: Agent::with_parts(config, DefaultConnector::default(), Known(address)),
             options: *options,
             end: Instant::now() + options.port,
             told: BTreeMap::new(),
@@ -120,6 +124,19 @@ impl Asker {
             body,
             ..Reply::default()
         })
+    }
+}
+
+/// The address is known, and nothing is looked up. ureq's own resolver would start a thread for each request, which
+/// costs more than the request.
+#[derive(Debug)]
+struct Known(SocketAddr);
+
+impl Resolver for Known {
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let mut known = self.empty();
+        known.push(self.0);
+        Ok(known)
     }
 }
 

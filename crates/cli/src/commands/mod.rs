@@ -21,7 +21,10 @@ use std::io::Write;
 
 /// Writes data to standard output; a reader that went away is no error of ours.
 pub fn print(text: &str) -> Result<(), CliError> {
-    let mut out = anstream::stdout().lock();
+    write(anstream::stdout().lock(), text)
+}
+
+fn write(mut out: impl Write, text: &str) -> Result<(), CliError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(CliError::usage("cannot write to standard output").because(&error))
@@ -34,7 +37,8 @@ pub fn print(text: &str) -> Result<(), CliError> {
 pub fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| CliError::usage("cannot put the answer into JSON").because(&error))?;
-    print(&(text + "\n"))
+    // No colours to take out, and looking for them costs more than making the text.
+    write(std::io::stdout().lock(), &(text + "\n"))
 }
 
 /// Writes a remark to standard error.

@@ -8,6 +8,8 @@ use toml::{Table, Value};
 
 /// The embedded files: name and text.
 const FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/catalog.rs"));
+/// The same as one JSON array, in the same order: it is read at each start, and JSON reads several times faster.
+const JSON: &str = include_str!(concat!(env!("OUT_DIR"), "/catalog.json"));
 
 /// What is wrong with a file of the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -28,14 +30,11 @@ impl std::error::Error for Fault {}
 
 /// The embedded services, by id.
 pub(super) fn builtin() -> Vec<Service> {
-    FILES
-        .iter()
-        .map(|(_, text)| match toml::from_str(text) {
-            Ok(service) => service,
-            // The texts are constants of this program and the test `every_file_is_sound` reads them all.
-            Err(_) => unreachable!("the embedded catalog is sound"),
-        })
-        .collect()
+    match serde_json::from_str(JSON) {
+        Ok(services) => services,
+        // The text is a constant of this program and the test `every_file_is_sound` reads it.
+        Err(_) => unreachable!("the embedded catalog is sound"),
+    }
 }
 
 /// The embedded catalog with the files of a user on top: (name, text), in the order in which they count.
