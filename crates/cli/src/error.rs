@@ -1,5 +1,6 @@
 //! One error type for the whole command line: what happened, what it means, what to do.
 
+use portcullis_core::text::{self, escape};
 use std::error::Error;
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -91,16 +92,18 @@ impl CliError {
             let _ = writeln!(text, "  because: {}", clean(cause));
         }
         if let Some(hint) = &self.hint {
-            let _ = writeln!(text, "  do: {}", clean(hint));
+            // Our own words, and commands that are of no use when cut.
+            let _ = writeln!(text, "  do: {}", lines(hint, escape));
         }
         text
     }
 }
 
-/// Escapes what could steer a terminal, line by line.
+/// Escapes what could steer a terminal, and cuts what is long, line by line.
 fn clean(text: &str) -> String {
-    text.lines()
-        .map(portcullis_core::text::clean)
-        .collect::<Vec<_>>()
-        .join("\n  ")
+    lines(text, text::clean)
+}
+
+fn lines(text: &str, safe: fn(&str) -> String) -> String {
+    text.lines().map(safe).collect::<Vec<_>>().join("\n  ")
 }

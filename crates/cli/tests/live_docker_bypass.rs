@@ -10,61 +10,10 @@
 
 mod engines;
 
-use engines::{check, has, ids, own, says_open};
-use lab::{Docker, End, Host, World, address};
+use engines::spaces::{apply, audit, docker_world, shell, truth};
+use engines::{check, has, ids};
+use lab::{End, Host, World, address};
 use std::net::IpAddr;
-use std::time::Duration;
-
-const PORTCULLIS: &str = env!("CARGO_BIN_EXE_portcullis");
-
-fn audit(server: &Host) -> serde_json::Value {
-    let output = server
-        .command(&[PORTCULLIS, "audit", "--json"])
-        .timeout(Duration::from_secs(60))
-        .run()
-        .unwrap();
-    serde_json::from_str(&output.stdout)
-        .unwrap_or_else(|e| panic!("{e}: {}{}", output.stdout, output.stderr))
-}
-
-fn apply(server: &Host) {
-    let output = server
-        .command(&[PORTCULLIS, "apply", "--yes", "--i-have-a-console"])
-        .timeout(Duration::from_secs(120))
-        .run()
-        .unwrap();
-    assert!(output.success(), "{}{}", output.stdout, output.stderr);
-}
-
-fn shell(host: &Host, commands: &[&str]) {
-    for command in commands {
-        let argv: Vec<&str> = command.split(' ').collect();
-        host.ok(&argv).unwrap_or_else(|e| panic!("{command}: {e}"));
-    }
-}
-
-/// A knock, next to what the audit says of it.
-#[track_caller]
-fn truth(world: &World, who: &Host, to: IpAddr, port: u16, open: bool, case: &str) {
-    check(who, to, port, open, case);
-    let audit = audit(&world.server);
-    // From an interface that no zone is about there is nothing to compare.
-    let said = says_open(&audit, to, port, own(who, to));
-    assert!(
-        said.is_none_or(|said| said == open),
-        "{case}: the audit says {said:?}, the knock {open}"
-    );
-}
-
-/// UFW on, and Docker: 11434 and 9999, both to port 80 of their container.
-fn docker_world(name: &str, daemon: &[&str]) -> (World, Docker) {
-    lab::require_root();
-    let world = World::new(name).unwrap();
-    let docker = world.server.dockerd_with(daemon).unwrap();
-    docker.import_web_image("web:1", "model").unwrap();
-    shell(&world.server, &["ufw allow 22/tcp", "ufw --force enable"]);
-    (world, docker)
-}
 
 /// Puts rules in, knocks, looks for the finding, takes them out again.
 #[track_caller]
@@ -388,7 +337,7 @@ fn others_ahead_of_ufw() {
     );
 }
 
-/// Rules as Docker 29's own backend, kube-proxy and netavark write them, before a web server in a namespace.
+/// Rules as Docker 29's own backend, swarm, kube-proxy and netavark write them, before a web server in a namespace.
 #[test]
 #[ignore = "live: run by cargo xtask test"]
 fn published_by_others_than_docker() {
@@ -443,6 +392,39 @@ table ip docker-bridges {
     truth(&world, stranger, address::SERVER, 11434, false, "25");
     shell(server, &["ufw default allow routed", "ufw reload"]);
     truth(&world, stranger, address::SERVER, 11434, true, "26");
+    // 27: the chains of the backend that was there before filter until the next boot.
+    let old = [
+        "iptables -N DOCKER-USER",
+        "iptables -A DOCKER-USER -p tcp --dport 80 -j DROP",
+        "iptables -I FORWARD -j DOCKER-USER",
+    ];
+    shell(server, &old);
+    truth(
+        &world,
+        stranger,
+        address::SERVER,
+        11434,
+        false,
+        "27, before",
+    );
+    shell(server, &["iptables -D FORWARD -j DOCKER-USER"]);
+    truth(&world, stranger, address::SERVER, 11434, true, "27, after");
+
+    // Swarm's routing mesh, its door a network namespace of its own.
+    shell(
+        server,
+        &[
+            "iptables -t nat -N DOCKER-INGRESS",
+            "iptables -t nat -A DOCKER-INGRESS -p tcp -m tcp --dport 9600 -j DNAT --to-destination 10.42.0.2:80",
+            "iptables -t nat -A DOCKER-INGRESS -j RETURN",
+            "iptables -t nat -I PREROUTING -m addrtype --dst-type LOCAL -j DOCKER-INGRESS",
+            "iptables -N DOCKER-INGRESS",
+            "iptables -A DOCKER-INGRESS -p tcp -m tcp --dport 9600 -j ACCEPT",
+            "iptables -A DOCKER-INGRESS -j RETURN",
+            "iptables -I FORWARD -j DOCKER-INGRESS",
+        ],
+    );
+    truth(&world, stranger, address::SERVER, 9600, true, "swarm");
 
     // k3s: node ports by kube-proxy's chains.
     shell(
@@ -476,7 +458,7 @@ table inet netavark {
     assert!(has(&found, "podman-past-ufw"), "{:?}", ids(&found));
 
     apply(server);
-    for port in [11434, 30080, 8080] {
+    for port in [11434, 30080, 8080, 9600] {
         truth(
             &world,
             stranger,

@@ -11,7 +11,9 @@
 
 mod engines;
 
-use engines::{Engine, PORTCULLIS, SOON, all_closed, check, has, ids, knock, own, says_open};
+use engines::{
+    Engine, PORTCULLIS, SOON, all_closed, check, has, ids, knock, own as sender, says_open,
+};
 use lab::{Machine, Release, address};
 use std::net::IpAddr;
 
@@ -24,6 +26,8 @@ struct Generation {
     daemon_json: &'static str,
     /// Containers' own addresses are open to neighbours with a route (Docker before 28).
     direct: bool,
+    /// What only this engine has, when everything of portcullis is gone again.
+    more: fn(&Engine),
 }
 
 const KEPT_BY_POLICY: &str = r#"
@@ -139,7 +143,7 @@ fn the_whole_way(generation: &Generation) {
             Some(open) => knock(who, to, port, open),
             None => knock(who, to, port, false),
         };
-        let said = says_open(&audit, to, port, own(who, to));
+        let said = says_open(&audit, to, port, sender(who, to));
         let from = who.name();
         // Never a false "closed", and no "open" that is none.
         if said.is_some_and(|said| said != seen) {
@@ -264,6 +268,141 @@ fn the_whole_way(generation: &Generation) {
         engine.ok(&["ufw", "default", "allow", "routed"]);
     }
     check(stranger, server, 11434, true, "after remove");
+    (generation.more)(&engine);
+}
+
+fn nothing_more(_: &Engine) {}
+
+/// Docker 28 guards containers' own addresses, and has settings that take the guard away.
+fn opt_outs_and_gateway_modes(engine: &Engine) {
+    let machine = &engine.machine;
+    let neighbour = &machine.neighbour;
+    machine
+        .write(
+            "/etc/systemd/system/docker.service.d/raw.conf",
+            "[Service]\nEnvironment=DOCKER_INSECURE_NO_IPTABLES_RAW=1\n",
+        )
+        .unwrap();
+    engine.ok(&["systemctl", "daemon-reload"]);
+    engine.ok(&["systemctl", "restart", "docker"]);
+    engine.run(&["start", "local"]);
+    for (network, mode, options) in [
+        ("routed", "routed", &["-p", "80"][..]),
+        ("bare", "nat-unprotected", &[]),
+    ] {
+        let mode = format!("com.docker.network.bridge.gateway_mode_ipv4={mode}");
+        engine.run(&["network", "create", "-o", &mode, network]);
+        engine.serve(network, &[&["--network", network][..], options].concat());
+    }
+    // On the wire itself.
+    let wire = "network create -d macvlan --subnet 192.168.1.0/24 --gateway 192.168.1.1 \
+                --ip-range 192.168.1.128/28 -o parent=eth1 wire";
+    engine.run(&wire.split_whitespace().collect::<Vec<_>>());
+    engine.serve("wire", &["--network", "wire"]);
+    let local = engine.address("local", "bridge", "IPAddress");
+    let routed = engine.address("routed", "routed", "IPAddress");
+    let bare = engine.address("bare", "bare", "IPAddress");
+    let wire = engine.address("wire", "wire", "IPAddress");
+    for own in [local, routed, bare] {
+        let route = format!("route replace {own} via 192.168.1.10\n");
+        neighbour.ip(&route).unwrap();
+    }
+    let audit = engine.audit();
+    for (case, own) in [
+        ("19", local),
+        ("21, routed", routed),
+        ("21, nat-unprotected", bare),
+        ("macvlan", wire),
+    ] {
+        check(neighbour, own, 80, true, case);
+        let said = says_open(&audit, own, 80, sender(neighbour, own));
+        assert_ne!(said, Some(false), "{case}: a false closed");
+    }
+    for id in ["docker-gateway-mode", "container-beside-host"] {
+        assert!(has(&audit, id), "no {id} among {:?}", ids(&audit));
+    }
+    let told = engine.apply(&[]);
+    let told: Vec<&str> = told.split_whitespace().collect();
+    let words = "its packets do not pass this host's packet filter";
+    assert!(told.join(" ").contains(words), "{told:?}");
+    let closed = [local, routed, bare].map(|own| (neighbour, own, 80));
+    all_closed(&closed, "after apply");
+    // As the plan says.
+    check(neighbour, wire, 80, true, "macvlan, after apply");
+    engine.nothing_to_do();
+}
+
+/// A user's own Podman: a process of the user's holds the port, so that UFW decides.
+fn rootless(engine: &Engine) {
+    let machine = &engine.machine;
+    let stranger = &machine.stranger;
+    let id = engine.ok(&["id", "-u", "admin"]);
+    let run = format!("/run/user/{}", id.trim());
+    // What logind makes for who logs in.
+    engine.ok(&[
+        "install", "-d", "-m", "0700", "-o", "admin", "-g", "admin", &run,
+    ]);
+    machine
+        .write(
+            "/home/admin/.config/containers/storage.conf",
+            "[storage]\ndriver = \"vfs\"\n",
+        )
+        .unwrap();
+    machine
+        .write(
+            "/home/admin/.config/containers/containers.conf",
+            "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n[containers]\npids_limit = 0\n",
+        )
+        .unwrap();
+    engine.ok(&["chown", "-R", "admin:admin", "/home/admin/.config"]);
+    let runtime = format!("XDG_RUNTIME_DIR={run}");
+    let user = |arguments: &[&'static str]| {
+        let mut argv = vec!["runuser", "-u", "admin", "--", "env", "-C", "/home/admin"];
+        argv.extend([runtime.as_str(), "HOME=/home/admin"]);
+        argv.extend(arguments);
+        argv.into_iter().map(str::to_owned).collect::<Vec<String>>()
+    };
+    let user_ok = |arguments: &[&'static str]| {
+        let argv = user(arguments);
+        engine.ok(&argv.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    engine.ok(&["chmod", "0644", "/var/tmp/image.tar"]);
+    let cmd = "CMD [\"/bin/busybox\",\"httpd\",\"-f\",\"-p\",\"80\",\"-h\",\"/www\"]";
+    let image = "/var/tmp/image.tar";
+    user_ok(&["podman", "import", "--change", cmd, image, "web:1"]);
+    user_ok(&[
+        "podman", "run", "-d", "--name", "mine", "-p", "9700:80", "web:1",
+    ]);
+    engine.ok(&[
+        "install",
+        "-d",
+        "-o",
+        "admin",
+        "-g",
+        "admin",
+        &format!("{run}/podman"),
+    ]);
+    // As a unit, so that it is in a cgroup of the machine's.
+    let home = "--setenv=HOME=/home/admin";
+    let own = format!("--setenv={runtime}");
+    let api = format!("systemd-run --uid=admin {home} {own} podman system service --time=0");
+    engine.ok(&api.split(' ').collect::<Vec<_>>());
+    let socket = format!("{run}/podman/podman.sock");
+    let end = std::time::Instant::now() + SOON;
+    while !machine.exists(&socket).unwrap() {
+        assert!(std::time::Instant::now() < end, "a user's podman.sock");
+    }
+    let case = "rootless";
+    check(stranger, address::SERVER, 9700, false, case);
+    engine.ok(&["ufw", "allow", "9700/tcp"]);
+    check(stranger, address::SERVER, 9700, true, case);
+    let audit = engine.audit();
+    assert!(has(&audit, "engine-rootless"), "{:?}", ids(&audit));
+    let said = says_open(&audit, address::SERVER, 9700, address::STRANGER);
+    assert_eq!(said, Some(true), "{case}");
+    engine.apply(&["--prune"]);
+    let both = [address::SERVER, address::SERVER_V6].map(|to| (stranger, to, 9700));
+    all_closed(&both, "rootless, after apply");
 }
 
 /// From a container: out, to others of its network, to the host's services, to published ports.
@@ -335,6 +474,7 @@ fn docker_20_10_of_debian_12() {
         version: "20.10",
         daemon_json: r#"{"ip6tables": true, "experimental": true}"#,
         direct: true,
+        more: nothing_more,
     });
 }
 
@@ -347,6 +487,7 @@ fn docker_26_1_of_debian_13() {
         version: "26.1",
         daemon_json: r#"{"ip6tables": true, "experimental": true}"#,
         direct: true,
+        more: nothing_more,
     });
 }
 
@@ -359,6 +500,7 @@ fn docker_28_5_of_unstable() {
         version: "28.5",
         daemon_json: "{}",
         direct: false,
+        more: opt_outs_and_gateway_modes,
     });
 }
 
@@ -371,5 +513,6 @@ fn podman_5_of_debian_13() {
         version: "5.",
         daemon_json: "",
         direct: true,
+        more: rootless,
     });
 }

@@ -75,6 +75,14 @@ pub struct Host {
     pub unseen: Vec<Unseen>,
 }
 
+impl Host {
+    /// Engines that root runs. Those of users answer what their users like, so that no link, network or port is
+    /// taken for what they say of it.
+    pub fn root_engines(&self) -> impl Iterator<Item = &Engine> {
+        self.engines.iter().filter(|engine| !engine.rootless)
+    }
+}
+
 /// Something that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Unseen {

@@ -106,6 +106,9 @@ pub enum Action {
     CutConnections {
         /// TCP host ports whose connections from non-allowed sources are cut.
         ports: Vec<u16>,
+        /// UDP host ports, likewise.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        udp: Vec<u16>,
     },
 }
 

@@ -119,7 +119,7 @@ fn at_interface(host: &Host, interface: &Interface, found: &mut Vec<(Kind, Strin
         near = near.union(&tailnet());
     }
     if kind == Kind::Containers {
-        for network in host.engines.iter().flat_map(|e| &e.networks) {
+        for network in host.root_engines().flat_map(|e| &e.networks) {
             if network.bridge.as_deref() == Some(name) {
                 near = near.union(&network.subnets.iter().copied().collect());
             }
@@ -161,8 +161,7 @@ fn carried_by_master(host: &Host, interface: &Interface) -> bool {
 fn kind(host: &Host, interface: &Interface) -> Kind {
     let name = interface.name.as_str();
     let known = host
-        .engines
-        .iter()
+        .root_engines()
         .flat_map(|e| &e.networks)
         .any(|n| n.bridge.as_deref() == Some(name));
     let docker_bridge = name

@@ -7,6 +7,7 @@ use build::*;
 use portcullis_core::finding::{Finding, Severity};
 use portcullis_core::host::*;
 use portcullis_core::judge::{Audit, EndpointVerdict, Judged, audit};
+use portcullis_core::planner::guard;
 use portcullis_core::policy::{Never, Policy};
 use portcullis_core::report;
 use reach::AddrSet;
@@ -547,6 +548,56 @@ fn a_guard_that_was_applied_and_is_gone_is_told() {
     finding(&look(&host), "guard-missing");
     host.files.insert("/etc/portcullis/guard.nft".into(), None);
     assert_eq!(ids(&look(&host)), []);
+}
+
+/// A LAN's bridge that came after the guard: its neighbours count as containers there.
+#[test]
+fn a_bridge_that_the_guard_does_not_know_is_told() {
+    let mut host = good();
+    let file = FileFact {
+        sha256: String::new(),
+        size: 1,
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+    };
+    host.files
+        .insert("/etc/portcullis/guard.nft".into(), Some(file));
+    let guard_of = |host: &Host| {
+        let script = guard::ruleset(host, &Policy::builtin()).unwrap();
+        let listed = script.split_once("flush table").unwrap().1;
+        let (rules, notes) = reach::parse::nft(listed.split_once('\n').unwrap().1);
+        assert_eq!(notes, []);
+        rules.tables
+    };
+    let told = |host: &Host| {
+        let mut all = look(host).findings.into_iter();
+        all.find(|f| f.id == "guard-before-bridge")
+    };
+    let without = host.rules.tables.clone();
+    let older = guard_of(&host);
+    host.rules.tables.extend(older);
+    assert_eq!(told(&host), None);
+    host.net.interfaces.push(reach::Interface {
+        index: 70,
+        name: "vmbr0".into(),
+        kind: Some("bridge".into()),
+        up: true,
+        ..reach::Interface::default()
+    });
+    host.net.interfaces.push(reach::Interface {
+        index: 71,
+        name: "eth7".into(),
+        master: Some(70),
+        up: true,
+        ..reach::Interface::default()
+    });
+    assert!(told(&host).is_some_and(|f| f.title.contains("vmbr0")));
+    // The next apply's guard knows it.
+    let newer = guard_of(&host);
+    host.rules.tables = without;
+    host.rules.tables.extend(newer);
+    assert_eq!(told(&host), None);
 }
 
 #[test]

@@ -394,6 +394,7 @@ fn a_bridge_that_carries_the_uplink_is_outside() {
         .run("ollama", &["-p", "11434:80"], "web:1")
         .expect("runs");
     check(&world.neighbour, address::SERVER_LAN, 11434, true);
+    a_guard_that_is_older_than_the_bridge(&world, &docker);
     // Its port is a veth in this lab; on a real host it would be a network card.
     let mut facts = Facts::default();
     facts.net.interfaces = vec![
@@ -453,6 +454,40 @@ fn a_bridge_that_carries_the_uplink_is_outside() {
         .http_server("web", "0.0.0.0:8081", "lan")
         .expect("serves");
     check(&world.stranger, address::NEIGHBOUR, 8081, true);
+}
+
+/// Its neighbours get no way to containers by their own addresses, as long as it is not called as engines call
+/// their networks.
+fn a_guard_that_is_older_than_the_bridge(world: &World, docker: &Docker) {
+    let (server, neighbour) = (&world.server, &world.neighbour);
+    docker
+        .cli(&["network", "create", "--subnet", "172.30.0.0/24", "later"])
+        .expect("a network");
+    let more = ["--network", "later", "--ip", "172.30.0.9", "-p", "9001:80"];
+    docker.run("evening", &more, "web:1").expect("runs");
+    let at_docker0 = ip(&docker.address("ollama").expect("an address"));
+    let addresses = [at_docker0, ip("172.30.0.9")];
+    for own in addresses {
+        neighbour
+            .ip(&format!("route replace {own} via 192.168.1.10\n"))
+            .expect("a route");
+        check(neighbour, own, 80, true);
+    }
+    let rename = |from: &str, to: &str| {
+        server
+            .ip(&format!(
+                "link set {from} down\nlink set {from} name {to}\nlink set {to} up\n"
+            ))
+            .expect("another name");
+    };
+    load(server, &Facts::default(), &policy(""));
+    rename("br-lan", "vmbr0");
+    for own in addresses {
+        check(neighbour, own, 80, false);
+    }
+    check(neighbour, address::SERVER_LAN, 11434, false);
+    check(neighbour, address::SERVER_LAN, 9001, false);
+    rename("vmbr0", "br-lan");
 }
 
 #[test]

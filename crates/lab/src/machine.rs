@@ -177,6 +177,9 @@ impl Machine {
         }
         if image.podman {
             machine.write("/etc/containers/containers.conf", PODMAN)?;
+            // As udev has it (50-udev-default.rules): a user's own engine makes its network by it. The node is the
+            // machine's own, with the mode of this machine's.
+            machine.ok(&["chmod", "0666", "/dev/net/tun"])?;
         }
         Ok(machine)
     }

@@ -47,7 +47,7 @@ fn refused(refusal: &Refusal) -> CliError {
         _ => Exit::Usage,
     };
     let mut error = CliError::new(exit, refusal.to_string()).hint(format!(
-        "{}. Nothing was changed.",
+        "{}\n  Nothing was changed.",
         refusal.hint().trim_end_matches('.')
     ));
     if let Some(source) = refusal.source() {

@@ -1,11 +1,16 @@
 //! A whole machine with a real container engine, and questions to it from every side.
 #![allow(dead_code)]
 
+pub mod spaces;
+
 use lab::{Host, Machine, Output, address};
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// The program under test, where a lab host shares this machine's files.
+pub const PORTCULLIS_HERE: &str = env!("CARGO_BIN_EXE_portcullis");
+/// Its place on a whole machine.
 pub const PORTCULLIS: &str = "/usr/local/bin/portcullis";
 /// A knock that gets no answer.
 pub const BOUND: Duration = Duration::from_millis(900);

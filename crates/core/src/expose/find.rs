@@ -11,12 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Programs that hold a published port for a container.
-const PROXIES: [&str; 7] = [
+pub(crate) const PROXIES: [&str; 8] = [
     "docker-proxy",
     "rootlessport",
     "rootlesskit",
     "slirp4netns",
     "pasta",
+    "pasta.avx2",
     "passt",
     "conmon",
 ];

@@ -7,6 +7,8 @@
 mod ask;
 mod find;
 
+pub(crate) use find::PROXIES;
+
 use crate::finding::{Endpoint, EndpointId, Origin};
 use crate::host::{Host, Uncertain};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

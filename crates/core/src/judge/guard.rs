@@ -3,6 +3,7 @@
 use super::{APPLY, Case, Complete, finding};
 use crate::finding::{Finding, Severity};
 use crate::planner::{GUARD_FILE, GUARD_UNIT, guard};
+use crate::text::{clean, list};
 use reach::ir::Family;
 
 pub(super) fn findings(case: &Case<'_>, out: &mut Vec<Finding>) {
@@ -37,6 +38,23 @@ pub(super) fn findings(case: &Case<'_>, out: &mut Vec<Finding>) {
             .flat_map(|c| &c.rules)
             .any(|r| r.comment.as_deref() == Some(stamp))
     });
+    let bridges = guard::unknown_bridges(case.host);
+    if !bridges.is_empty() {
+        let names: Vec<String> = bridges.iter().map(|name| clean(name)).collect();
+        out.push(
+            finding(
+                "guard-before-bridge",
+                Severity::Medium,
+                format!(
+                    "The guard is older than {}: what arrives there counts as from a container, and reaches what the policy gives containers.",
+                    list(&names)
+                ),
+            )
+            .shows("a bridge that carries the uplink, a network card or virtual machines, and that no rule of the guard names")
+            .mend(APPLY)
+            .rows(&["G11", "NIST-SC-7"]),
+        );
+    }
     if table.dormant || (stamp.is_some() && !has_stamp) {
         out.push(
             finding(

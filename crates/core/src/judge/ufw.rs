@@ -79,6 +79,29 @@ pub(super) fn findings(case: &Case<'_>, out: &mut Vec<Finding>) {
                 .mend(fix)
                 .rows(&["G2", "G7", "CIS-4.2.3", "NIST-SC-7"]),
         );
+    } else if let Some(lost) = unentered(case).first() {
+        let program = lost.split(':').next().unwrap_or("iptables");
+        let infix = if program == "ip6tables" { "6" } else { "" };
+        // The order of ufw-init-functions.
+        let jumps = [
+            "before-logging",
+            "before",
+            "after-logging",
+            "after",
+            "reject",
+            "track",
+        ]
+        .map(|name| format!("{program} -A FORWARD -j ufw{infix}-{name}-forward"));
+        out.push(
+            finding(
+                "ufw-routed-not-loaded",
+                Severity::Medium,
+                "UFW says it is active, and the kernel does not enter its rules for routed packets: somebody flushed that chain, Docker's jumps in it too, and `ufw reload` does not bring them back.",
+            )
+            .shows(lost.clone())
+            .mend(format!("{} ; systemctl restart docker", jumps.join(" ; ")))
+            .rows(&["G2", "NIST-SC-7"]),
+        );
     }
     if !matches!(ufw.default_incoming.as_str(), "deny" | "reject" | "drop") {
         out.push(

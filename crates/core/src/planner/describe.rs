@@ -54,8 +54,10 @@ pub fn command(action: &Action) -> String {
             let lines: Vec<String> = edits.iter().map(|e| e.line.to_string()).collect();
             format!("edit {} (line {})", clean(path), lines.join(", "))
         }
-        Action::CutConnections { ports } => {
-            let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        Action::CutConnections { ports, udp } => {
+            let tcp = ports.iter().map(u16::to_string);
+            let udp = udp.iter().map(|port| format!("{port}/udp"));
+            let ports: Vec<String> = tcp.chain(udp).collect();
             format!("cut open connections to {}", ports.join(", "))
         }
     }

@@ -2,8 +2,9 @@
 
 use super::Refusal;
 use crate::catalog::{self, Sight};
+use crate::expose;
 use crate::finding::Zone;
-use crate::host::{Container, Host, Socket};
+use crate::host::{Container, Engine, Host, Process, Publish, Socket};
 use crate::policy::{Policy, PortSpec, Reach, Source, ZoneRef};
 use crate::zones;
 use ipnet::IpNet;
@@ -120,8 +121,10 @@ pub(super) fn service_ports(host: &Host, kind: &str) -> Vec<u16> {
         .map(|s| s.ports.clone())
         .unwrap_or_default();
     ports.extend(sockets_of(host, kind).map(|s| s.port));
-    for container in containers_of(host, kind) {
-        ports.extend(container.published.iter().map(|p| p.host_port));
+    for (engine, container) in containers_of(host, kind) {
+        let published = container.published.iter();
+        let held = published.filter(|p| !engine.rootless || held_by_a_proxy(host, p));
+        ports.extend(held.map(|p| p.host_port));
     }
     ports.sort_unstable();
     ports.dedup();
@@ -145,15 +148,25 @@ pub(super) fn sockets_of<'a>(host: &'a Host, kind: &'a str) -> impl Iterator<Ite
     })
 }
 
-/// Containers that run a service.
-pub(super) fn containers_of<'a>(
+/// A user's engine may say that it publishes any port: it does where its proxy listens.
+fn held_by_a_proxy(host: &Host, publish: &Publish) -> bool {
+    host.sockets.iter().any(|s| {
+        let proxy = |p: &Process| expose::PROXIES.contains(&p.comm.as_str());
+        (s.proto, s.port) == (publish.proto, publish.host_port)
+            && !s.in_container_netns
+            && s.process.as_ref().is_some_and(proxy)
+    })
+}
+
+/// Containers that run a service, each with its engine.
+fn containers_of<'a>(
     host: &'a Host,
     kind: &'a str,
-) -> impl Iterator<Item = &'a Container> {
+) -> impl Iterator<Item = (&'a Engine, &'a Container)> {
     host.engines
         .iter()
-        .flat_map(|e| &e.containers)
-        .filter(move |c| {
+        .flat_map(|e| e.containers.iter().map(move |c| (e, c)))
+        .filter(move |(_, c)| {
             let ports = c.published.iter().map(|p| p.container_port);
             ports
                 .chain(c.exposed.iter().map(|(_, port)| *port))
@@ -240,12 +253,12 @@ fn containers(host: &Host, places: &[zones::Place]) -> Result<Vec<Way>, Refusal>
     let ambiguous = super::guard::own_bridges(host)
         .iter()
         .any(|name| name.starts_with("br-"));
-    let docker = host.engines.iter().any(|e| e.kind == "docker")
+    let docker = host.root_engines().any(|e| e.kind == "docker")
         || host.net.interfaces.iter().any(|i| i.name == "docker0");
     let by_pattern = docker && !ambiguous;
     if by_pattern {
         let mut nets: AddrSet = DOCKER_POOL.into();
-        let subnets = host.engines.iter().flat_map(|e| &e.networks);
+        let subnets = host.root_engines().flat_map(|e| &e.networks);
         for network in subnets.filter(|n| n.bridge.as_deref().is_some_and(engine_bridge)) {
             nets = nets.union(&network.subnets.iter().copied().collect());
         }

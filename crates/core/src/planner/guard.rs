@@ -11,9 +11,11 @@
 //! - What goes to a container's own address without DNAT is dropped, whatever bridge it is: the kind of
 //!   the link decides, so networks made later are covered from their first packet.
 //! - Published ports are host ports for containers too: who asks for one from a container is of the zone
-//!   `containers`. So a bridge made later that carries a LAN, which cannot be told from a container
-//!   network by its name or kind, gives nobody more than the policy gives containers, and no way to the
-//!   addresses of containers of the default networks.
+//!   `containers`. A bridge made later that carries a LAN has the kind of a container network, so its
+//!   neighbours get no more than the policy gives containers; and its name tells it from the networks
+//!   that engines name (`docker0`, `podman0`, `br-…`), to which it has no way. What is left until the next
+//!   apply: such a bridge that is itself called `br-…`, and containers on networks with names of their own.
+//!   The audit tells of such a bridge ([`unknown_bridges`]).
 //! - Bans live in sets that a reload keeps (see [`bans`]), looked at before conntrack and DNAT, so that
 //!   they hold for host ports, published ports and open connections alike; nothing more goes out to
 //!   those who are banned either.
@@ -56,9 +58,9 @@ const POD_LINKS: [&str; 6] = [
     "flannel*",
     "kube-bridge",
 ];
-/// The default networks of Docker and Podman. Other networks come and go, and the rules must not change with
-/// them.
-const DEFAULT_BRIDGES: [&str; 2] = ["docker0", "podman0"];
+/// What Docker and Podman call their networks, which come and go, and the rules must not change with them. The
+/// last of the names is also that of other people's bridges.
+const ENGINE_BRIDGES: [&str; 3] = ["docker0", "podman*", "br-*"];
 /// Bridges of virtual machines and system containers, which are hosts of their own.
 const MACHINE_BRIDGES: [&str; 4] = ["virbr", "lxdbr", "incusbr", "lxcbr"];
 
@@ -160,19 +162,14 @@ pub(super) fn chains(host: &Host, grants: &[Grant], policy: &Bans) -> Vec<Desire
         forward.push(format!("iifname \"{name}\" jump incoming"));
         forward.push(format!("iifname \"{name}\" accept"));
     }
-    // From a container: the way out, and to other containers, is the engine's matter. A bridge that is
-    // neither of the two default ones may carry a LAN, also one made later: it gets no way to these.
-    forward.extend(
-        DEFAULT_BRIDGES
-            .iter()
-            .filter(|name| !own.iter().any(|o| o == *name))
-            .map(|name| format!("iifname \"{name}\" accept")),
-    );
-    forward.extend(
-        DEFAULT_BRIDGES
-            .iter()
-            .map(|name| format!("meta iifkind \"bridge\" oifname \"{name}\" drop")),
-    );
+    // From a container: the way out, and to other containers, is the engine's matter. A bridge with another name
+    // may carry a LAN, also one made later: it gets no way to containers.
+    for name in ENGINE_BRIDGES {
+        if !own.iter().any(|own| own == name) {
+            forward.push(format!("meta iifkind \"bridge\" iifname \"{name}\" accept"));
+        }
+        forward.push(format!("meta iifkind \"bridge\" oifname \"{name}\" drop"));
+    }
     forward.push("meta iifkind \"bridge\" accept".to_owned());
     forward.push("jump incoming".to_owned());
 
@@ -300,6 +297,22 @@ pub(super) fn own_bridges(host: &Host) -> Vec<String> {
     out.sort();
     out.dedup();
     out
+}
+
+/// Own bridges that the guard in the kernel does not know, because they came after it: what arrives by them counts
+/// as from a container there. Empty where no guard is loaded.
+pub(crate) fn unknown_bridges(host: &Host) -> Vec<String> {
+    let table = host.rules.table(Family::Inet, TABLE, Backend::Nft);
+    let Some(forward) = table.and_then(|table| table.chain("forward")) else {
+        return Vec::new();
+    };
+    let known = |name: &String| {
+        let text = format!("iifname \"{name}\" ");
+        forward.rules.iter().any(|rule| rule.text.contains(&text))
+    };
+    let mut own = own_bridges(host);
+    own.retain(|name| !known(name));
+    own
 }
 
 /// A router is behind it, or one of its ports is more than the end of a virtual cable. Inside a

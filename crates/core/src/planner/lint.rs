@@ -111,7 +111,7 @@ pub fn lint(plan: &Plan, host: &Host, ssh_may_shut: bool) -> Vec<Fault> {
                     fault(at, "bans need the guard");
                 }
             }
-            Action::CutConnections { ports } => {
+            Action::CutConnections { ports, .. } => {
                 if at + 1 != changes.len() {
                     fault(at, "connections are cut last");
                 }

@@ -30,6 +30,7 @@ use crate::host::{Host, Uncertain};
 use crate::plan::{Action, Change, Note, PLAN_SCHEMA, Plan};
 use crate::policy::{Policy, PolicyErrors};
 use crate::text::{clean, list};
+use crate::zones;
 use grants::Grant;
 use reach::Proto;
 
@@ -123,7 +124,7 @@ impl Refusal {
                 "set IPV6=yes in /etc/default/ufw, or connect over IPv4".into()
             }
             Refusal::JumpsGone { commands, .. } => {
-                format!("put them back first: {}", commands.join(" ; "))
+                format!("put them back first:\n  {}", commands.join("\n  "))
             }
             Refusal::UfwFlushed => {
                 "run `ufw disable` (it filters nothing now anyway), then plan again".into()
@@ -375,37 +376,50 @@ fn cut(host: &Host, grants: &[Grant], guard_changed: bool, draft: &mut Draft) {
     if !closes {
         return;
     }
-    // The entries of admitted sources are made anew with their next packet.
+    let ports = cut_ports(host, grants, Proto::Tcp);
+    let udp = cut_ports(host, grants, Proto::Udp);
+    if ports.is_empty() && udp.is_empty() {
+        return;
+    }
+    draft.change(
+        "whoever is connected there already would stay connected: rules only meet new connections",
+        &[],
+        Action::CutConnections { ports, udp },
+    );
+}
+
+/// Ports that not everybody may reach: the entries of admitted sources are made anew with their next packet.
+fn cut_ports(host: &Host, grants: &[Grant], proto: Proto) -> Vec<u16> {
     let open_to_all = |port: u16| {
-        grants
-            .iter()
-            .any(|g| g.proto == Proto::Tcp && g.port == port && g.way.anywhere())
+        let mut all = grants.iter();
+        all.any(|g| (g.proto, g.port) == (proto, port) && g.way.anywhere())
     };
+    // A VPN's datagrams may carry the operator's own session, and no port tells that it is one.
+    let vpn = || zones::zones(host).iter().any(|z| z.id.starts_with("vpn"));
+    let carries = proto == Proto::Udp && vpn();
     let listening = host
         .sockets
         .iter()
-        .filter(|s| s.proto == Proto::Tcp && !s.in_container_netns && !s.address.is_loopback())
+        .filter(|s| s.proto == proto && !s.in_container_netns && !s.address.is_loopback())
+        .filter(|s| proto == Proto::Tcp || (!carries && s.process.is_some()))
         .map(|s| s.port);
+    // The ports of a user's engine are held by processes here.
     let published = host
-        .engines
-        .iter()
+        .root_engines()
         .flat_map(|e| &e.containers)
         .flat_map(|c| &c.published)
-        .filter(|p| p.proto == Proto::Tcp && !p.host_ip.is_loopback())
+        .filter(|p| p.proto == proto && !p.host_ip.is_loopback())
         .map(|p| p.host_port);
-    let ssh = Policy::ssh_ports(host);
+    let ssh = if proto == Proto::Tcp {
+        Policy::ssh_ports(host)
+    } else {
+        Vec::new()
+    };
     let mut ports: Vec<u16> = listening
         .chain(published)
         .filter(|port| !open_to_all(*port) && !ssh.contains(port))
         .collect();
     ports.sort_unstable();
     ports.dedup();
-    if ports.is_empty() {
-        return;
-    }
-    draft.change(
-        "whoever is connected there already would stay connected: rules only meet new connections",
-        &[],
-        Action::CutConnections { ports },
-    );
+    ports
 }

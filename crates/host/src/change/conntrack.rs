@@ -29,6 +29,10 @@ const CTA_ZONE: u16 = 18;
 /// Nested and byte-order flags of an attribute's type.
 const TYPE_MASK: u16 = 0x3fff;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// A busy flow that is still admitted is tracked anew at once, now and then in the same place of the kernel's
+/// memory and so under the same id.
+const ROUNDS: u32 = 5;
 
 /// One connection as the kernel tracks it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -36,20 +40,22 @@ struct Entry {
     /// AF_INET or AF_INET6.
     family: u8,
     to: IpAddr,
+    /// [`TCP`] or [`UDP`].
+    proto: u8,
     port: u16,
     /// The attributes that name it: original tuple, id, zone. Given back as they came.
     name: Vec<u8>,
 }
 
-pub(super) fn check(ports: &[u16]) -> Result<(), Error> {
-    if ports.contains(&0) {
+pub(super) fn check(tcp: &[u16], udp: &[u16]) -> Result<(), Error> {
+    if tcp.contains(&0) || udp.contains(&0) {
         return Err(Error::refused("port 0", "no connection has it"));
     }
     Ok(())
 }
 
-/// Deletes the entries of TCP connections to one of this host's own addresses at one of `ports`.
-pub(super) fn cut(ports: &[u16]) -> Result<(), Error> {
+/// Deletes the entries of connections to one of this host's own addresses at one of these ports.
+pub(super) fn cut(tcp: &[u16], udp: &[u16]) -> Result<(), Error> {
     let doing = |source: io::Error| Error::io("cut the connections to closed ports", source);
     let socket = match open() {
         Ok(socket) => socket,
@@ -58,21 +64,27 @@ pub(super) fn cut(ports: &[u16]) -> Result<(), Error> {
         Err(error) => return Err(doing(error)),
     };
     let own = own_addresses().map_err(doing)?;
-    let hit = |entry: &Entry| ports.contains(&entry.port) && own.contains(&entry.to);
-    let before: Vec<Entry> = dump(&socket)
+    let hit = |entry: &Entry| {
+        let ports = if entry.proto == TCP { tcp } else { udp };
+        ports.contains(&entry.port) && own.contains(&entry.to)
+    };
+    let mut left: Vec<Entry> = dump(&socket)
         .map_err(doing)?
         .into_iter()
         .filter(hit)
         .collect();
-    for entry in &before {
-        delete(&socket, entry).map_err(doing)?;
+    for _ in 0..ROUNDS {
+        for entry in &left {
+            delete(&socket, entry).map_err(doing)?;
+        }
+        if left.is_empty() {
+            return Ok(());
+        }
+        // The name holds the entry's id: one that was made anew is another.
+        let after: HashSet<Entry> = dump(&socket).map_err(doing)?.into_iter().collect();
+        left.retain(|entry| after.contains(entry));
     }
-    if before.is_empty() {
-        return Ok(());
-    }
-    // The name holds the entry's id: one that was made anew is another.
-    let after: HashSet<Entry> = dump(&socket).map_err(doing)?.into_iter().collect();
-    match before.iter().find(|entry| after.contains(entry)) {
+    match left.first() {
         None => Ok(()),
         Some(entry) => Err(Error::read_back(
             format!("connection to {} port {}", entry.to, entry.port),
@@ -231,10 +243,11 @@ fn entry(body: &[u8]) -> Option<Entry> {
     let tuple = attributes(nested(&all, CTA_TUPLE_ORIG)?);
     let ip = attributes(nested(&tuple, 1)?);
     let proto = attributes(nested(&tuple, 2)?);
-    if nested(&proto, 1)?.first() != Some(&TCP) {
+    let port = u16::from_be_bytes(nested(&proto, 3)?.try_into().ok()?);
+    let proto = *nested(&proto, 1)?.first()?;
+    if !matches!(proto, TCP | UDP) {
         return None;
     }
-    let port = u16::from_be_bytes(nested(&proto, 3)?.try_into().ok()?);
     let to = match (nested(&ip, 2), nested(&ip, 4)) {
         (Some(four), _) => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(four).ok()?)),
         (_, Some(six)) => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(six).ok()?)),
@@ -248,6 +261,7 @@ fn entry(body: &[u8]) -> Option<Entry> {
     Some(Entry {
         family,
         to,
+        proto,
         port,
         name,
     })
@@ -306,13 +320,19 @@ mod tests {
     }
 
     #[test]
+    fn datagrams_count_as_connections() {
+        let entry = entry(&tracked(UDP, 53)).unwrap();
+        assert_eq!((entry.proto, entry.port), (UDP, 53));
+    }
+
+    #[test]
     fn others_are_not_touched() {
-        assert_eq!(entry(&tracked(17, 11434)), None, "UDP");
+        assert_eq!(entry(&tracked(132, 11434)), None, "SCTP");
         for cut in 0..tracked(6, 11434).len() {
             // Cut anywhere: no panic.
             let _ = entry(&tracked(6, 11434)[..cut]);
         }
-        assert!(check(&[0]).is_err());
+        assert!(check(&[0], &[]).is_err() && check(&[], &[0]).is_err());
     }
 
     #[test]

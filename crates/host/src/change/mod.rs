@@ -164,7 +164,7 @@ pub(crate) fn check(action: &Action, coming: &[String], context: &Context) -> Re
             sha256,
             edits,
         } => compose::check(path, sha256, edits),
-        Action::CutConnections { ports } => conntrack::check(ports),
+        Action::CutConnections { ports, udp } => conntrack::check(ports, udp),
     }
 }
 
@@ -204,6 +204,6 @@ pub(crate) fn perform(action: &Action, context: &Context) -> Result<(), Error> {
             sha256,
             edits,
         } => compose::edit(path, sha256, edits),
-        Action::CutConnections { ports } => conntrack::cut(ports),
+        Action::CutConnections { ports, udp } => conntrack::cut(ports, udp),
     }
 }

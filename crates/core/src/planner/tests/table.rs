@@ -850,12 +850,64 @@ fn a_bridge_made_later_gets_no_more_than_containers_do() {
             .find(rule)
             .unwrap_or_else(|| panic!("no {rule} in {forward}"))
     };
-    let published = at("ct status dnat jump published");
-    let known = at("iifname \"docker0\" accept");
-    let shut = at("meta iifkind \"bridge\" oifname \"docker0\" drop");
-    let out = at("meta iifkind \"bridge\" accept");
-    assert!(published < known && known < shut && shut < out, "{forward}");
+    let order = [
+        "ct status dnat jump published",
+        "meta iifkind \"bridge\" iifname \"docker0\" accept",
+        "meta iifkind \"bridge\" oifname \"docker0\" drop",
+        "meta iifkind \"bridge\" oifname \"podman*\" drop",
+        "meta iifkind \"bridge\" iifname \"br-*\" accept",
+        "meta iifkind \"bridge\" oifname \"br-*\" drop",
+        "meta iifkind \"bridge\" accept\n",
+    ];
+    assert!(order.map(at).is_sorted(), "{forward}");
     // Networks come and go: the rules stay the same, and a plan stays empty.
     host.engines.clear();
     assert_eq!(guard::ruleset(&host, &Policy::builtin()).unwrap(), text);
+}
+
+/// A user may answer at his own engine's socket whatever he likes: no LAN becomes a container network, and no port
+/// of others a service's.
+#[test]
+fn what_a_users_engine_says_opens_nothing() {
+    let mut host = debian12();
+    let policy = "version = 1\n[[allow]]\nport = \"ssh\"\nfrom = \"anywhere\"\n\
+                  [[service]]\nkind = \"ollama\"\nreach = [\"192.0.2.0/24\"]\n";
+    let policy = Policy::parse("test", policy).unwrap();
+    let zones = crate::zones::zones(&host);
+    let links = host.net.interfaces.iter().map(|i| i.name.clone());
+    let network = |bridge: String| Network {
+        name: bridge.clone(),
+        driver: "bridge".into(),
+        bridge: Some(bridge),
+        subnets: vec!["0.0.0.0/0".parse().unwrap()],
+        ..Network::default()
+    };
+    let publish = Publish {
+        proto: Proto::Tcp,
+        host_ip: "0.0.0.0".parse().unwrap(),
+        host_port: 5432,
+        container_port: 11434,
+    };
+    host.engines = vec![Engine {
+        kind: "podman".into(),
+        rootless: true,
+        networks: links.map(network).collect(),
+        containers: vec![Container {
+            name: "mine".into(),
+            image: "ollama/ollama".into(),
+            published: vec![publish],
+            ..Container::default()
+        }],
+        ..Engine::default()
+    }];
+    assert_eq!(crate::zones::zones(&host), zones);
+    let granted = |host: &Host| {
+        let grants = super::super::grants::grants(host, &policy).unwrap();
+        grants.iter().any(|g| g.port == 5432)
+    };
+    assert!(!granted(&host));
+    // Where his proxy really listens, it is his port.
+    host.sockets
+        .push(socket("0.0.0.0", 5432, "rootlessport", "user@1000.service"));
+    assert!(granted(&host));
 }

@@ -119,6 +119,8 @@ pub(super) fn engines(disk: &Disk, paths: &[PathBuf], patience: Duration) -> (Ve
                     continue;
                 }
                 let mut engine = found.engine;
+                // An engine that cannot say it: these folders are those of users.
+                engine.rootless |= path.starts_with("/run/user");
                 if !engine.rootless && engine.kind == "docker" {
                     settings(disk, &mut engine, &mut gaps);
                     if let Ok(Some(group)) = disk.text("/etc/group") {

@@ -73,11 +73,16 @@ fn id(value: &Value) -> Option<String> {
 /// What the head of any of Docker's answers tells as well as /version does; `None` when that has to
 /// be asked.
 pub(super) fn told_by_head(said: &Said) -> Option<Found> {
-    let version = said.server.strip_prefix("Docker/")?;
+    let (name, version) = said.server.split_once('/')?;
+    let kind = match name {
+        "Docker" => "docker",
+        "Libpod" => "podman",
+        _ => return None,
+    };
     let version = version.split(' ').next().filter(|v| !v.is_empty())?;
     Some(Found {
         engine: Engine {
-            kind: "docker".to_owned(),
+            kind: kind.to_owned(),
             version: version.chars().take(MAX_TEXT).collect(),
             ..Engine::default()
         },
@@ -568,13 +573,14 @@ mod tests {
     fn what_the_head_of_an_answer_tells() {
         let told = |server: &str| {
             let server = server.to_owned();
-            told_by_head(&Said { server }).map(|found| found.engine.version)
+            told_by_head(&Said { server }).map(|found| (found.engine.kind, found.engine.version))
         };
-        let some = |text: &str| Some(text.to_owned());
+        let some = |kind: &str, version: &str| Some((kind.to_owned(), version.to_owned()));
         let debian = "Docker/20.10.24+dfsg1 (linux)";
-        assert_eq!(told(debian), some("20.10.24+dfsg1"));
-        assert_eq!(told("Docker/29.0.1 (linux)"), some("29.0.1"));
-        for server in ["Libpod/4.3.1 (linux)", "nginx", "Docker/", "Docker/ 1", ""] {
+        assert_eq!(told(debian), some("docker", "20.10.24+dfsg1"));
+        assert_eq!(told("Docker/29.0.1 (linux)"), some("docker", "29.0.1"));
+        assert_eq!(told("Libpod/5.4.2 (linux)"), some("podman", "5.4.2"));
+        for server in ["nginx", "nginx/1.22", "Docker/", "Docker/ 1", ""] {
             assert_eq!(told(server), None, "{server}");
         }
     }
