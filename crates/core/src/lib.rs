@@ -37,13 +37,17 @@ pub fn facts_hash(host: &host::Host) -> String {
         ipnet::IpNet::V4(net) => !net.addr().is_multicast(),
         ipnet::IpNet::V6(net) => !net.addr().is_unicast_link_local() && !net.addr().is_multicast(),
     });
+    if let Some(fail2ban) = &mut facts.fail2ban {
+        // Words, which are not there where a busy machine takes too long to give them.
+        fail2ban.why_dead = None;
+    }
     for jail in facts.fail2ban.iter_mut().flat_map(|f| &mut f.jails) {
         jail.banned.clear();
         jail.since.clear();
         jail.failed_total = None;
         jail.unmatched = None;
     }
-    // Clients of every kind hold UDP sockets for moments; no change of a plan depends on one.
+    // Clients of every kind hold UDP sockets for moments; all that a plan has of them is whose flows are to end.
     facts
         .sockets
         .retain(|socket| socket.proto != reach::Proto::Udp);

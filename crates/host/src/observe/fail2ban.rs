@@ -149,7 +149,9 @@ fn why_dead(systemd: bool) -> Option<String> {
     }
     let test = Program::new("fail2ban-server")
         .arg("-t")
-        .timeout(Duration::from_secs(5))
+        // Half a second of a processor, which a machine at work with models may take long to give. Where it does not
+        // end in time, this fact is another one, and a plan made from it stale.
+        .timeout(Duration::from_secs(20))
         .max_output(1024 * 1024)
         .truncate()
         .output()

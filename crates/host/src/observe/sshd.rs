@@ -36,7 +36,7 @@ pub(super) fn settings(disk: &Disk) -> Option<Settings> {
         // to read the host keys it refuses; the files still tell most of it.
         let test = Program::new("sshd")
             .arg("-T")
-            .timeout(Duration::from_secs(3))
+            .timeout(Duration::from_secs(10))
             .max_output(1024 * 1024)
             .run();
         if let Ok(output) = test {

@@ -911,3 +911,16 @@ fn what_a_users_engine_says_opens_nothing() {
         .push(socket("0.0.0.0", 5432, "rootlessport", "user@1000.service"));
     assert!(granted(&host));
 }
+
+/// `fail2ban-server -t` may take longer than a busy machine waits for it.
+#[test]
+fn a_plan_is_not_stale_because_fail2ban_gave_no_reason() {
+    let mut host = debian12();
+    let fail2ban = host.fail2ban.as_mut().unwrap();
+    fail2ban.why_dead = Some("Have not found any log file for sshd jail".into());
+    let before = crate::facts_hash(&host);
+    host.fail2ban.as_mut().unwrap().why_dead = None;
+    assert_eq!(crate::facts_hash(&host), before);
+    host.fail2ban.as_mut().unwrap().alive ^= true;
+    assert_ne!(crate::facts_hash(&host), before);
+}
