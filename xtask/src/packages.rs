@@ -29,7 +29,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("procps", "/usr/bin/ps"),
     ("python3-systemd", ""),
     ("strace", "/usr/bin/strace"),
+    ("sudo", "/usr/bin/sudo"),
     ("systemd-container", "/usr/bin/systemd-nspawn"),
+    ("tmux", "/usr/bin/tmux"),
     ("ufw", "/usr/sbin/ufw"),
 ];
 

@@ -3,6 +3,7 @@
 use nix::libc;
 use portcullis_core::host::{Host, Session};
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// Where a `confirm` comes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +14,9 @@ pub struct Caller {
     pub console: Option<String>,
     /// The caller says that there is a console (`--i-have-a-console`).
     pub assume_console: bool,
+    /// This host's own addresses.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Caller {
@@ -22,7 +26,20 @@ impl Caller {
             sessions: host.sessions.clone(),
             console: own_terminal().and_then(console_name),
             assume_console,
+            addresses: host
+                .net
+                .interfaces
+                .iter()
+                .flat_map(|interface| &interface.addresses)
+                .map(|address| address.net.addr())
+                .collect(),
         }
+    }
+
+    /// Whether a connection comes from this very machine: then it never met what is in front of it.
+    fn is_local(&self, session: &Session) -> bool {
+        let peer = session.peer.to_canonical();
+        peer.is_loopback() || self.addresses.contains(&peer)
     }
 }
 
@@ -56,7 +73,15 @@ pub enum Unproven {
         .0.peer, .0.peer_port
     )]
     OldConnection(Session),
-    /// There were SSH connections, and this caller runs below none and on no console.
+    /// It came over a connection that this machine made to itself.
+    #[error(
+        "this connection comes from the machine itself ({}), so it proves nothing: log in from outside and confirm there (if you come in through a tunnel that ends here: with --i-have-a-console)",
+        .0.peer
+    )]
+    FromHere(Session),
+    /// This caller runs below no SSH connection and on no console. Nor does it help that nobody was
+    /// connected over SSH at all: he may have come by a way that is not seen (mosh, a tunnel's own
+    /// shell), and such a connection lives on behind a shut door too.
     #[error(
         "it cannot be seen that you came in after the changes: confirm from a new login, outside of tmux or screen (or from the console, with --i-have-a-console)"
     )]
@@ -72,25 +97,26 @@ fn same(one: &Session, other: &Session) -> bool {
 /// The way in that the caller has proven, in words. `old` are the connections that were open when
 /// the changes were complete, or before.
 pub(super) fn proven(caller: &Caller, old: &[Session]) -> Result<String, Unproven> {
-    if let Some(own) = caller.sessions.iter().find(|session| session.own) {
-        if !old.iter().any(|before| same(before, own)) {
+    let own = || caller.sessions.iter().filter(|session| session.own);
+    let stale = own().find(|session| old.iter().any(|before| same(before, session)));
+    let local = own().find(|session| caller.is_local(session));
+    match (own().next(), stale, local) {
+        _ if caller.assume_console => {}
+        (_, Some(stale), _) => return Err(Unproven::OldConnection(stale.clone())),
+        (_, _, Some(local)) => return Err(Unproven::FromHere(local.clone())),
+        (Some(own), None, None) => {
             return Ok(format!(
                 "a new SSH connection from {} port {}",
                 own.peer, own.peer_port
             ));
         }
-        if !caller.assume_console {
-            return Err(Unproven::OldConnection(own.clone()));
-        }
+        (None, None, None) => {}
     }
     if caller.assume_console {
         return Ok("somebody who has a console".into());
     }
     if let Some(console) = &caller.console {
         return Ok(format!("the console {console}"));
-    }
-    if old.is_empty() {
-        return Ok("a local session: nobody was connected over SSH".into());
     }
     Err(Unproven::NoConnection)
 }
@@ -116,7 +142,7 @@ mod tests {
         let caller = Caller {
             sessions: now.iter().map(|(port, own)| session(*port, *own)).collect(),
             console: console.map(str::to_owned),
-            assume_console: false,
+            ..Caller::default()
         };
         assert_eq!(proven(&caller, &old).is_ok(), counts, "{old:?} {caller:?}");
         // Who has a console may always confirm.
@@ -137,10 +163,44 @@ mod tests {
         check(&[1000], &[(1000, false), (1001, false)], None, false);
         check(&[1000], &[], Some("tty1"), true);
         check(&[1000], &[], None, false);
-        check(&[], &[], None, true);
+        // He came by a way that is not seen, so that nothing is known of its age.
+        check(&[], &[], None, false);
+        check(&[], &[], Some("tty1"), true);
         check(&[], &[(1001, true)], None, true);
         // An old connection stays one, even with a console's terminal.
         check(&[1000], &[(1000, true)], Some("tty1"), false);
+    }
+
+    #[test]
+    fn a_connection_from_the_machine_to_itself_proves_nothing() {
+        for peer in [
+            "127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::1",
+            "192.0.2.1",
+            "::ffff:192.0.2.1",
+        ] {
+            let mut own = session(2000, true);
+            own.peer = peer.parse().unwrap();
+            let caller = Caller {
+                sessions: vec![own],
+                addresses: vec!["192.0.2.1".parse().unwrap()],
+                ..Caller::default()
+            };
+            let said = proven(&caller, &[session(1000, false)]);
+            assert!(
+                matches!(said, Err(Unproven::FromHere(_))),
+                "{peer}: {said:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_variable_that_names_another_connection_does_not_make_an_old_one_new() {
+        // Below the old connection 2000, with SSH_CONNECTION of the new one 1000.
+        for (new, old) in [(1000, 2000), (2000, 1000)] {
+            check(&[old], &[(new, true), (old, true)], None, false);
+        }
     }
 
     #[test]

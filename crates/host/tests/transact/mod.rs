@@ -72,6 +72,7 @@ pub fn enable() -> Value {
     change(json!({"kind": "ufw", "op": "enable"}))
 }
 
+#[allow(dead_code)]
 pub fn guard(rule: &str) -> Value {
     let ruleset = format!(
         "add table inet portcullis\ndelete table inet portcullis\ntable inet portcullis {{\n\
@@ -181,6 +182,7 @@ impl Machine for lab::Machine {
 }
 
 /// Two states are the same; else the lines that differ.
+#[allow(dead_code)]
 #[track_caller]
 pub fn same(now: &str, before: &str, what: &str) {
     if now == before {
