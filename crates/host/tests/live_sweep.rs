@@ -82,19 +82,19 @@ fn sweeps(name: &str, plan: Plan, kind: &str, usual: usize) {
             continue;
         }
         if let Ok(folder) = std::env::var("PORTCULLIS_SWEEP_TRACES") {
-            let trace = sweep.trace(act, false);
+            let trace = sweep.trace(act, &Blow::none(false));
             std::fs::write(format!("{folder}/{name}-{act:?}"), trace.text()).unwrap();
         }
         let blows: Vec<Blow> = match kind {
             "kill" => {
-                let trace = sweep.trace(act, false);
+                let trace = sweep.trace(act, &Blow::none(false));
                 spread(&trace.changing(), budget(usual))
                     .into_iter()
                     .map(|number| Blow::kill(&trace, number))
                     .collect()
             }
             "kill any" => {
-                let trace = sweep.trace(act, true);
+                let trace = sweep.trace(act, &Blow::none(true));
                 let all: Vec<usize> = (1..=trace.calls()).collect();
                 // All of them would be tens of thousands.
                 spread(&all, budget(usual).min(200))
@@ -102,8 +102,16 @@ fn sweeps(name: &str, plan: Plan, kind: &str, usual: usize) {
                     .map(|number| Blow::kill_any(&trace, number))
                     .collect()
             }
+            "kill thread" => {
+                let of_threads = sweep.trace(act, &Blow::none_of_threads()).of_threads();
+                let all: Vec<usize> = (0..of_threads.len()).collect();
+                spread(&all, budget(usual).min(100))
+                    .into_iter()
+                    .map(|index| Blow::kill_thread(&of_threads[index]))
+                    .collect()
+            }
             errno => {
-                let trace = sweep.trace(act, false);
+                let trace = sweep.trace(act, &Blow::none(false));
                 spread(&trace.can_fail(errno), budget(usual))
                     .into_iter()
                     .enumerate()
@@ -116,7 +124,7 @@ fn sweeps(name: &str, plan: Plan, kind: &str, usual: usize) {
                 eprintln!("{name}: {act:?} {} of {}", done, blows.len());
             }
             // Each point starts from a saved state, so one that fails does not spoil the next.
-            let point = std::panic::AssertUnwindSafe(|| sweep.strike(act, blow, false));
+            let point = std::panic::AssertUnwindSafe(|| sweep.strike(act, blow));
             if std::panic::catch_unwind(point).is_err() {
                 failed.push(format!("{act:?}, {}", blow.name));
             }
@@ -144,6 +152,12 @@ fn killed_at_a_call_that_changes_something() {
 #[ignore = "live: run by cargo xtask test"]
 fn killed_at_any_call() {
     sweeps("sweep-any", small(), "kill any", 1);
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn killed_at_a_call_of_another_thread() {
+    sweeps("sweep-thread", small(), "kill thread", 1);
 }
 
 #[test]

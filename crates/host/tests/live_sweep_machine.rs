@@ -126,7 +126,7 @@ fn killed_anywhere(release: Release, name: &str) {
     let plan = machine.put(&all_kinds());
     let window = WINDOW.as_millis().to_string();
     let run = |blow: &Blow| {
-        let mut argv = blow.words(&strace, false);
+        let mut argv = blow.words(&strace);
         argv.extend([COPIED, "apply", &plan, STATE, &window].map(str::to_owned));
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
         (machine.output(&argv), Trace::read(&machine))

@@ -477,3 +477,105 @@ fn history_tells_of_an_apply_that_died_before_its_first_change_and_the_next_one_
     world.server.transact(&["rollback", STATE, "keep"]);
     transact::same(&world.server.state(), &before, "rolled back");
 }
+
+/// UFW comes up without a rule for SSH.
+fn shut() -> Plan {
+    Plan::new(vec![allow("allow", 443), enable(), allow("allow", 8443)])
+}
+
+fn enters(world: &World) -> bool {
+    let soon = Duration::from_millis(200);
+    world.operator.connect(address::SERVER, 22, soon).unwrap()
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn a_disk_that_turns_read_only_does_not_keep_the_door_shut() {
+    let world = prepared("read-only");
+    let server = &world.server;
+    let _sshd = server.sshd().unwrap();
+    let folders = [STATE, "/etc"];
+    server.ok(&["mkdir", "-p", "-m", "700", STATE]).unwrap();
+    for folder in folders {
+        server.ok(&["mount", "--bind", folder, folder]).unwrap();
+    }
+    let before = server.state();
+    let plan = server.put(&shut());
+    let said = server.transact(&["apply-anyway", &plan, STATE, "6000"]);
+    assert!(said.contains("AwaitingConfirm"), "{said}");
+    let end = Instant::now() + Duration::from_secs(6 + 1);
+    for folder in folders {
+        server
+            .ok(&["mount", "-o", "remount,bind,ro", folder])
+            .unwrap();
+    }
+    assert!(!enters(&world), "{said}");
+    while !enters(&world) {
+        assert!(Instant::now() < end, "still shut");
+    }
+    let history = server.transact(&["history", STATE]);
+    assert!(history.contains("1 Waiting"), "{history}");
+    // It is tried again until it can be recorded, and the files put back.
+    for folder in folders {
+        server
+            .ok(&["mount", "-o", "remount,bind,rw", folder])
+            .unwrap();
+    }
+    let end = Instant::now() + Duration::from_secs(30);
+    while !server.transact(&["history", STATE]).contains("RolledBack") {
+        assert!(Instant::now() < end, "not recorded");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    transact::same(&server.state(), &before, "written again");
+}
+
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn a_program_that_hangs_behind_its_dead_tool_does_not_keep_the_door_shut() {
+    let world = prepared("hangs");
+    let server = &world.server;
+    let _sshd = server.sshd().unwrap();
+    let before = server.state();
+    // The real ufw, but for the one command behind the change that shuts the door.
+    server
+        .ok(&["cp", "-p", "/usr/sbin/ufw", "/var/log/ufw"])
+        .unwrap();
+    server
+        .write(
+            "/var/log/hanging",
+            "#!/bin/sh\ncase \"$*\" in *8443*) sleep 1000 ;; esac\nexec /usr/bin/python3 /var/log/ufw \"$@\"\n",
+        )
+        .unwrap();
+    server.ok(&["chmod", "755", "/var/log/hanging"]).unwrap();
+    server
+        .ok(&["mount", "--bind", "/var/log/hanging", "/usr/sbin/ufw"])
+        .unwrap();
+    let plan = server.put(&shut());
+    let mut tool = server
+        .spawn(&[&transact::exe(), "apply-anyway", &plan, STATE, "3000"])
+        .unwrap();
+    let begun = Instant::now();
+    tool.wait_until("the command that hangs", Duration::from_secs(60), |_| {
+        server
+            .run(&["pgrep", "-x", "-f", "sleep 1000"])
+            .unwrap()
+            .success()
+    })
+    .unwrap();
+    assert!(!enters(&world), "{}", tool.log());
+    tool.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
+    // In the middle of the changes the watchdog gives them 20 s.
+    assert!(tool.log().contains("fires_in: 20s"), "{}", tool.log());
+    let end = begun + Duration::from_secs(20 + 1 + 5);
+    while !enters(&world) {
+        assert!(Instant::now() < end, "still shut");
+    }
+    let end = Instant::now() + Duration::from_secs(20);
+    while !server.transact(&["history", STATE]).contains("RolledBack") {
+        assert!(Instant::now() < end, "not rolled back");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let _ = tool.wait(Duration::from_secs(5));
+    server.ok(&["umount", "/usr/sbin/ufw"]).unwrap();
+    transact::same(&server.state(), &before, "the program was ended");
+}

@@ -12,9 +12,11 @@ use host::transaction::{
     self, ApplyError, ApplyOptions, Confirm, Event, Outcome, Progress, Settled, TransactionId,
     Watchdog,
 };
+use portcullis_core::host::Host;
 use portcullis_core::planner::command;
 use portcullis_core::policy::Policy;
 use portcullis_core::text::clean;
+use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
@@ -60,8 +62,16 @@ pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
     let mut shown = Shown {
         quiet: global.quiet,
     };
+    let last = RefCell::new(None);
+    let observe = || {
+        let host = observe();
+        last.replace(Some(host.clone()));
+        host
+    };
     let outcome = transaction::apply(&plan, &options, &observe, &mut shown)
         .map_err(|error| failed(&error))?;
+    // As it is after the changes.
+    let now = last.take().unwrap_or_else(observe);
     match outcome {
         Outcome::NothingToDo => Ok(Exit::Clean),
         Outcome::Kept { id } => {
@@ -69,7 +79,7 @@ pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
                 "\n{}\n",
                 paint(GOOD, format!("Done and kept, as transaction {id}."))
             ))?;
-            let proven = proven(&policy)?;
+            let proven = proven(&now, &policy)?;
             Ok(worse(prove(global, args)?, proven))
         }
         Outcome::AwaitingConfirm { id, within } => {
@@ -85,7 +95,7 @@ pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
                 ),
                 paint(HEAD, "new"),
             ))?;
-            let proven = proven(&policy)?;
+            let proven = proven(&now, &policy)?;
             if args.no_wait {
                 remark(&format!(
                     "Nothing was knocked on from outside: this only pays once it is kept. Then\n    {}",
@@ -104,8 +114,8 @@ fn worse(end: Exit, proven: Exit) -> Exit {
 }
 
 /// Tries each jail with a marked entry in its log; exit 1 when one does not ban.
-fn proven(policy: &Policy) -> Result<Exit, CliError> {
-    let jails = super::jails::all(&observe(), policy);
+fn proven(now: &Host, policy: &Policy) -> Result<Exit, CliError> {
+    let jails = super::jails::all(now, policy);
     if jails.is_empty() {
         return Ok(Exit::Clean);
     }

@@ -1,14 +1,10 @@
 //! The proof by injection, for `verify` and `apply`: does each jail really ban?
 
-use host::bans::{Unproven, prove};
-use portcullis_core::host::Host;
+use host::bans::{Proof, Unproven, prove};
+use portcullis_core::host::{Host, Jail};
 use portcullis_core::policy::Policy;
 use serde::Serialize;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
-
-/// Time for all jails together: while they are tried, a countdown to a rollback may run.
-const ALL: Duration = Duration::from_secs(45);
 
 /// What the proof of one jail came to.
 #[derive(Debug, Clone, Serialize)]
@@ -25,59 +21,60 @@ pub struct Shown {
     pub failed: bool,
 }
 
-/// Tries every jail that the policy wants, with one IPv4 and one IPv6 address; nothing where the
-/// policy bans nobody.
+/// Tries every jail that the policy wants, with one IPv4 and one IPv6 address, all at once: while they
+/// are tried, a countdown to a rollback may run. Nothing where the policy bans nobody.
 pub fn all(host: &Host, policy: &Policy) -> Vec<Shown> {
-    let mut out = Vec::new();
-    let begin = Instant::now();
-    for name in policy.bans.jails() {
-        if begin.elapsed() > ALL {
-            out.push(unproven(
-                name,
-                "not tried, for the others took too long",
-                false,
-            ));
-            continue;
-        }
-        let running = host
-            .fail2ban
+    let names = policy.bans.jails();
+    let running = |name: &str| {
+        host.fail2ban
             .iter()
             .flat_map(|f| &f.jails)
-            .find(|jail| jail.name == name);
-        let Some(jail) = running else {
-            let alive = host.fail2ban.as_ref().is_some_and(|f| f.alive);
-            out.push(unproven(
-                name,
-                if alive {
-                    "fail2ban runs without it"
-                } else {
-                    "fail2ban does not run"
-                },
-                false,
-            ));
+            .find(|jail| jail.name == name)
+    };
+    let asked: Vec<(&Jail, bool)> = names
+        .iter()
+        .filter_map(|name| running(name))
+        .flat_map(|jail| [(jail, false), (jail, true)])
+        .collect();
+    let mut proofs = prove(host, &asked, policy.bans.ipv6_prefix).into_iter();
+    let mut out = Vec::new();
+    for name in names {
+        if running(name).is_none() {
+            let why = match host.fail2ban.as_ref().is_some_and(|f| f.alive) {
+                true => "fail2ban runs without it",
+                false => "fail2ban does not run",
+            };
+            out.push(unproven(name, why, false));
             continue;
-        };
-        for ipv6 in [false, true] {
-            out.push(match prove(host, jail, ipv6, policy.bans.ipv6_prefix) {
-                Ok(proof) => Shown {
-                    jail: proof.jail,
-                    address: Some(proof.address),
-                    milliseconds: Some(proof.took.as_millis()),
-                    unproven: None,
-                    failed: false,
-                },
-                Err(error) => {
-                    let failed = matches!(error, Unproven::NoBan { .. } | Unproven::Stuck(_));
-                    unproven(name, &error.to_string(), failed)
-                }
-            });
-            // The second family would only say the same again.
-            if out.last().is_some_and(|shown| shown.unproven.is_some()) {
-                break;
-            }
         }
+        let mut both: Vec<Shown> = proofs
+            .by_ref()
+            .take(2)
+            .map(|one| shown(name, one))
+            .collect();
+        // The second family would only say the same again.
+        if both.first().is_some_and(|first| first.unproven.is_some()) {
+            both.truncate(1);
+        }
+        out.append(&mut both);
     }
     out
+}
+
+fn shown(name: &str, proof: Result<Proof, Unproven>) -> Shown {
+    match proof {
+        Ok(proof) => Shown {
+            jail: proof.jail,
+            address: Some(proof.address),
+            milliseconds: Some(proof.took.as_millis()),
+            unproven: None,
+            failed: false,
+        },
+        Err(error) => {
+            let failed = matches!(error, Unproven::NoBan { .. } | Unproven::Stuck(_));
+            unproven(name, &error.to_string(), failed)
+        }
+    }
 }
 
 fn unproven(jail: &str, why: &str, failed: bool) -> Shown {

@@ -46,16 +46,16 @@ pub fn lint(plan: &Plan, host: &Host, ssh_may_shut: bool) -> Vec<Fault> {
                 if mode & 0o022 != 0 || content.is_empty() {
                     fault(at, "files have content and only root may write them");
                 }
-                if path.starts_with("/etc/systemd/") && !after(at, &is_daemon_reload) {
-                    fault(at, "a unit file is followed by daemon-reload");
+                if path.starts_with("/etc/systemd/") && !after(at, &reloads) {
+                    fault(at, "a unit file is followed by a reload of systemd");
                 }
             }
             Action::RemoveFile { path } => {
                 if !is_managed(path) {
                     fault(at, "only files that portcullis owns are removed");
                 }
-                if path.starts_with("/etc/systemd/") && !after(at, &is_daemon_reload) {
-                    fault(at, "a removed unit file is followed by daemon-reload");
+                if path.starts_with("/etc/systemd/") && !after(at, &reloads) {
+                    fault(at, "a removed unit file is followed by a reload of systemd");
                 }
             }
             Action::Ufw { op } => {
@@ -144,11 +144,12 @@ pub fn lint(plan: &Plan, host: &Host, ssh_may_shut: bool) -> Vec<Fault> {
     faults
 }
 
-fn is_daemon_reload(action: &Action) -> bool {
+/// Enabling a unit reloads systemd too (systemctl(1)).
+fn reloads(action: &Action) -> bool {
     matches!(
         action,
         Action::Systemd {
-            verb: SystemdVerb::DaemonReload,
+            verb: SystemdVerb::DaemonReload | SystemdVerb::EnableNow | SystemdVerb::Enable,
             ..
         }
     )

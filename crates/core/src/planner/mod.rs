@@ -14,6 +14,7 @@ mod files;
 mod grants;
 pub mod guard;
 mod lint;
+mod reload;
 pub(crate) mod sources;
 #[cfg(test)]
 mod tests;
@@ -165,6 +166,7 @@ pub fn make(host: &Host, policy: &Policy, options: &Options) -> Result<Plan, Ref
     if !options.keep_connections {
         cut(host, &grants, guard_changed, &mut draft);
     }
+    reload::once(&mut draft.changes);
     Ok(Plan {
         schema: PLAN_SCHEMA,
         made_from: crate::facts_hash(host),

@@ -4,6 +4,7 @@
 use super::inject::Injector;
 use super::{is_banned, nft, remove};
 use crate::exec::Program;
+use crate::observe::fail2ban_does;
 use portcullis_core::host::{Host, Jail};
 use portcullis_core::planner::bans::{place, set_name};
 use portcullis_core::zones;
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 /// Time from the deciding entry to the kernel, at most. fail2ban looks at a log file once a second at
 /// the least often, and a machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Time that taking a ban out may take.
+const UNBAN: Duration = Duration::from_secs(10);
 /// Time between two looks.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -54,15 +57,89 @@ pub enum Unproven {
     Stuck(IpAddr),
 }
 
-/// Proves one running jail, with an address of one family; the ban is taken out again.
+/// One jail with a test entry in its log.
+struct Trial<'a> {
+    jail: &'a Jail,
+    address: IpAddr,
+    set: String,
+    element: IpAddr,
+    count: u32,
+    written: Instant,
+    took: Option<Duration>,
+    /// journald asks for this program's name when it takes an entry, not when it is sent: so it stays
+    /// until all is over.
+    _injector: Injector<'a>,
+}
+
+/// Proves running jails, all at once, each with an address of one family (`true`: IPv6); the bans are
+/// taken out again. One answer for each that was asked for.
 ///
 /// # Errors
 /// See [`Unproven`]; the test ban is gone in every case but [`Unproven::Stuck`].
-pub fn prove(host: &Host, jail: &Jail, ipv6: bool, ipv6_prefix: u8) -> Result<Proof, Unproven> {
+pub fn prove(
+    host: &Host,
+    asked: &[(&Jail, bool)],
+    ipv6_prefix: u8,
+) -> Vec<Result<Proof, Unproven>> {
+    let mut taken = vec![];
+    let mut trials: Vec<Result<Trial<'_>, Unproven>> = vec![];
+    for (jail, ipv6) in asked {
+        let trial = begin(host, jail, *ipv6, ipv6_prefix, &taken);
+        taken.extend(trial.iter().map(|trial| trial.address));
+        trials.push(trial);
+    }
+    loop {
+        let mut waiting = false;
+        for trial in trials.iter_mut().flatten() {
+            if trial.took.is_some() || trial.written.elapsed() >= PATIENCE {
+                continue;
+            }
+            match is_banned(&trial.set, trial.element) {
+                true => trial.took = Some(trial.written.elapsed()),
+                false => waiting = true,
+            }
+        }
+        if !waiting {
+            break;
+        }
+        std::thread::sleep(TICK);
+    }
+    for trial in trials.iter().flatten() {
+        forget(&trial.jail.name, trial.address);
+    }
+    trials
+        .into_iter()
+        .map(|trial| {
+            let trial = trial?;
+            take_out(trial.address, &trial.set, trial.element)?;
+            match trial.took {
+                Some(took) => Ok(Proof {
+                    jail: trial.jail.name.clone(),
+                    address: trial.address,
+                    took,
+                }),
+                None => Err(Unproven::NoBan {
+                    address: trial.address,
+                    written: trial.count,
+                    after: PATIENCE,
+                }),
+            }
+        })
+        .collect()
+}
+
+/// Writes the entries that a ban takes.
+fn begin<'a>(
+    host: &Host,
+    jail: &'a Jail,
+    ipv6: bool,
+    ipv6_prefix: u8,
+    taken: &[IpAddr],
+) -> Result<Trial<'a>, Unproven> {
     if !jail.actions.iter().any(|action| action == "portcullis") {
         return Err(Unproven::OtherAction(jail.actions.join(", ")));
     }
-    let address = free_address(host, jail, ipv6).ok_or(Unproven::NoAddress)?;
+    let address = free_address(host, jail, ipv6, taken).ok_or(Unproven::NoAddress)?;
     let (set, element) = place(&set_name(&jail.name), address, ipv6_prefix);
     let unwritable = |error: std::io::Error| Unproven::NoLog(error.to_string());
     let injector = Injector::open(jail)
@@ -75,38 +152,33 @@ pub fn prove(host: &Host, jail: &Jail, ipv6: bool, ipv6_prefix: u8) -> Result<Pr
         let process = u32::try_from(process).unwrap_or(0) + number;
         injector.failure(address, process).map_err(unwritable)?;
     }
-    let written = Instant::now();
-    let mut took = None;
-    while written.elapsed() < PATIENCE {
-        if is_banned(&set, element) {
-            took = Some(written.elapsed());
-            break;
-        }
-        std::thread::sleep(TICK);
-    }
-    // Only now: journald asks for this program's name when it takes the entry, not when it is sent.
-    drop(injector);
-    take_out(&jail.name, address, &set, element)?;
-    match took {
-        Some(took) => Ok(Proof {
-            jail: jail.name.clone(),
-            address,
-            took,
-        }),
-        None => Err(Unproven::NoBan {
-            address,
-            written: count,
-            after: PATIENCE,
-        }),
+    Ok(Trial {
+        jail,
+        address,
+        set,
+        element,
+        count,
+        written: Instant::now(),
+        took: None,
+        _injector: injector,
+    })
+}
+
+/// Out of fail2ban.
+fn forget(jail: &str, address: IpAddr) {
+    let address = address.to_string();
+    let words = ["set", jail, "unbanip", &address];
+    // The server itself, or else by its client, which is half a second of Python.
+    if !fail2ban_does(&words, UNBAN) {
+        let _ = Program::new("fail2ban-client")
+            .args(words)
+            .timeout(UNBAN)
+            .output();
     }
 }
 
-/// Out of fail2ban, then out of the kernel should it be there still.
-fn take_out(jail: &str, address: IpAddr, set: &str, element: IpAddr) -> Result<(), Unproven> {
-    let _ = Program::new("fail2ban-client")
-        .args(["set", jail, "unbanip", &address.to_string()])
-        .timeout(Duration::from_secs(10))
-        .output();
+/// Out of the kernel, should it be there still.
+fn take_out(address: IpAddr, set: &str, element: IpAddr) -> Result<(), Unproven> {
     let end = Instant::now() + Duration::from_secs(2);
     while is_banned(set, element) && Instant::now() < end {
         std::thread::sleep(TICK);
@@ -121,7 +193,7 @@ fn take_out(jail: &str, address: IpAddr, set: &str, element: IpAddr) -> Result<(
 }
 
 /// An address for documentation (RFC 5737, RFC 3849) that nobody uses here and the jail does not spare.
-fn free_address(host: &Host, jail: &Jail, ipv6: bool) -> Option<IpAddr> {
+fn free_address(host: &Host, jail: &Jail, ipv6: bool, taken: &[IpAddr]) -> Option<IpAddr> {
     let spared: Vec<ipnet::IpNet> = jail
         .ignore_ip
         .iter()
@@ -132,7 +204,8 @@ fn free_address(host: &Host, jail: &Jail, ipv6: bool) -> Option<IpAddr> {
         })
         .collect();
     let used = |address: IpAddr| {
-        spared.iter().any(|net| net.contains(&address))
+        taken.contains(&address)
+            || spared.iter().any(|net| net.contains(&address))
             || host
                 .sessions
                 .iter()
@@ -205,15 +278,15 @@ mod tests {
             })
             .collect();
         for _ in 0..50 {
-            let four = free_address(&host, &jail, false).unwrap();
+            let four = free_address(&host, &jail, false, &[]).unwrap();
             assert!(four.to_string().starts_with("203.0.113."), "{four}");
-            let six = free_address(&host, &jail, true).unwrap();
+            let six = free_address(&host, &jail, true, &[]).unwrap();
             assert!(six.to_string().starts_with("2001:db8:"), "{six}");
         }
         let everything = Jail {
             ignore_ip: vec!["0.0.0.0/0".into()],
             ..Jail::default()
         };
-        assert_eq!(free_address(&host, &everything, false), None);
+        assert_eq!(free_address(&host, &everything, false, &[]), None);
     }
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 mod copied;
 mod real_lines;
+mod self_test;
 
 /// `CSPROTO` of `fail2ban/protocol.py`.
 const END: &[u8] = b"<F2B_END_COMMAND>";
@@ -97,6 +98,21 @@ pub(super) fn read(disk: &Disk, given: &Given<'_>) -> (Option<Fail2ban>, Gaps) {
     (Some(fail2ban), gaps)
 }
 
+/// One command to the running server, as its client sends it; true when the server says that it is done.
+pub(crate) fn does(words: &[&str], patience: Duration) -> bool {
+    let disk = Disk::new(Path::new("/"));
+    let mut server = Server {
+        path: disk.path(&socket_path(&disk)),
+        deadline: Instant::now() + patience,
+        stream: None,
+    };
+    let answer = server.ask(words);
+    if let Some(stream) = &mut server.stream {
+        let _ = send(stream, CLOSE, server.deadline);
+    }
+    matches!(answer, Ok(Some(_)))
+}
+
 /// `socket` of the settings.
 fn socket_path(disk: &Disk) -> String {
     setting(disk, "socket")
@@ -147,20 +163,7 @@ fn why_dead(systemd: bool) -> Option<String> {
             return Some(line);
         }
     }
-    let test = Program::new("fail2ban-server")
-        .arg("-t")
-        // Half a second of a processor, which a machine at work with models may take long to give. Where it does not
-        // end in time, this fact is another one, and a plan made from it stale.
-        .timeout(Duration::from_secs(20))
-        .max_output(1024 * 1024)
-        .truncate()
-        .output()
-        .ok()?;
-    if test.success() {
-        return None;
-    }
-    let text = format!("{}\n{}", test.stdout_text(), test.stderr_text());
-    complaint(&text)
+    self_test::said()
 }
 
 /// The first error of the last start, without time and process.

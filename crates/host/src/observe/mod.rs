@@ -20,6 +20,7 @@ mod start;
 mod systemd;
 mod ufw;
 
+pub(crate) use fail2ban::does as fail2ban_does;
 pub use snapshot::{SnapshotError, from_snapshot, snapshot};
 
 use disk::Disk;

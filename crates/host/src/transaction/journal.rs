@@ -174,13 +174,21 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Opens it for more records; a torn tail is cut off.
+    /// Opens it for more records; a torn tail is cut off. On a disk that has turned read-only every
+    /// append fails.
     pub(crate) fn open(path: &Path) -> io::Result<(Self, Read)> {
-        let mut file = File::options().read(true).write(true).open(path)?;
+        let (mut file, writable) = match File::options().read(true).write(true).open(path) {
+            // The kernel lets nobody write any more after an error of the disk. The rules are in
+            // memory: a rollback opens the door all the same, and is recorded by a later try.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                (File::open(path)?, false)
+            }
+            file => (file?, true),
+        };
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let read = decode(&bytes);
-        if read.torn {
+        if read.torn && writable {
             let zeros = vec![0; bytes.len() - usize::try_from(read.end).unwrap_or(bytes.len())];
             // Overwriting keeps the room that was set aside; cutting the file would give it back.
             file.write_all_at(&zeros, read.end)?;

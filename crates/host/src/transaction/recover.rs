@@ -122,14 +122,22 @@ fn take_over(state: &State, id: TransactionId) -> Result<Option<Lock>, RollbackE
             }
         }
     }
-    // The programs that it started hold the lock until they end, each within its bound.
+    // The programs that it started hold the lock until they end. Nobody bounds them any more, so they
+    // get half a second; whatever they leave half done is put back.
+    let mut wait = Duration::from_millis(500);
     for _ in 0..60 {
-        match state.lock(&purpose, Duration::from_secs(2)) {
+        match state.lock(&purpose, wait) {
             Ok(lock) => return Ok(Some(lock)),
             Err(error @ LockError::Io { .. }) => return Err(error.into()),
             Err(LockError::Held { .. }) if settled(state, id) => return Ok(None),
-            Err(LockError::Held { .. }) => {}
+            Err(LockError::Held { holder }) => {
+                if holder.is_some_and(|holder| holder.purpose == apply::PURPOSE && !holder.alive())
+                {
+                    state.end_borrowers();
+                }
+            }
         }
+        wait = Duration::from_secs(2);
     }
     Ok(Some(state.lock(&purpose, Duration::from_secs(2))?))
 }

@@ -12,6 +12,8 @@
 use super::{TransactionId, clock};
 use crate::change::files;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::{Pid, getpgid};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -234,14 +236,19 @@ impl State {
             path: path.clone(),
             source,
         };
-        let file = File::options()
+        let opened = File::options()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(&path)
-            .map_err(io)?;
+            .open(&path);
+        let file = match opened {
+            // Locked without a name, then: the way back must not depend on a disk that can be written.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&path),
+            opened => opened,
+        }
+        .map_err(io)?;
         let end = Instant::now() + wait;
         loop {
             match file.try_lock() {
@@ -274,11 +281,41 @@ impl State {
 
     /// True when nobody holds the lock. It is taken for that moment, without a name.
     pub(crate) fn free(&self) -> bool {
-        File::options()
-            .read(true)
-            .write(true)
-            .open(self.dir.join("lock"))
-            .is_ok_and(|file| file.try_lock().is_ok())
+        File::open(self.dir.join("lock")).is_ok_and(|file| file.try_lock().is_ok())
+    }
+
+    /// Ends the programs that still hold a lock which was lent to them by a process that is gone:
+    /// nobody else bounds them any more. Whoever merely waits for the lock is left alone.
+    pub(crate) fn end_borrowers(&self) {
+        let Ok(lock) = fs::canonicalize(self.dir.join("lock")) else {
+            return;
+        };
+        let holds = |process: &Path| {
+            let fds = fs::read_dir(process.join("fd")).into_iter().flatten();
+            fds.flatten().any(|fd| {
+                let info = process.join("fdinfo").join(fd.file_name());
+                fs::read_link(fd.path()).is_ok_and(|to| to == lock)
+                    // proc(5): a file whose locks are held by this very opening of it says so.
+                    && fs::read_to_string(info)
+                        .is_ok_and(|text| text.lines().any(|line| line.starts_with("lock:")))
+            })
+        };
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let pid = process
+                .file_name()
+                .to_str()
+                .and_then(|pid| pid.parse().ok());
+            let Some(pid) = pid.map(Pid::from_raw).filter(|pid| *pid != Pid::this()) else {
+                continue;
+            };
+            if holds(&process.path()) {
+                // With what it started itself: each program has a group of its own.
+                if getpgid(Some(pid)) == Ok(pid) {
+                    let _ = killpg(pid, Signal::SIGKILL);
+                }
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        }
     }
 
     /// Whoever wrote his name into the lock last.
@@ -390,6 +427,32 @@ mod tests {
         child.wait().unwrap();
         other.kill().unwrap();
         other.wait().unwrap();
+    }
+
+    #[test]
+    fn who_borrowed_the_lock_is_ended_and_who_waits_for_it_is_not() {
+        let (_folder, state) = state();
+        let lock = state.lock("apply", Duration::ZERO).unwrap();
+        let lent = lock.lend();
+        let mut borrower = std::process::Command::new("/usr/bin/sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        drop(lent);
+        drop(lock);
+        let waits = File::open(state.dir().join("lock")).unwrap();
+        let mut waiting = std::process::Command::new("/usr/bin/sleep")
+            .arg("60")
+            .stdin(waits)
+            .spawn()
+            .unwrap();
+        assert!(!state.free());
+        state.end_borrowers();
+        let _lock = state.lock("rollback", Duration::from_secs(5)).unwrap();
+        assert!(!borrower.wait().unwrap().success());
+        assert!(waiting.try_wait().unwrap().is_none());
+        waiting.kill().unwrap();
+        waiting.wait().unwrap();
     }
 
     #[test]

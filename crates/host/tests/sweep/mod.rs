@@ -1,8 +1,8 @@
 //! Disturbs one program at one system call, with strace's injector, and says where it struck.
 //!
-//! Only the main thread of the program is traced: it does all the changing. What it starts (`ufw`,
-//! `iptables-restore`, `nft`) runs undisturbed, as when one process is killed; the sweeps that
-//! strike those instead say so.
+//! The main thread of the program is traced: it does all the changing; [`Blow::kill_thread`] strikes
+//! where another thread is at work, or a child before it becomes another program. What it starts
+//! (`ufw`, `iptables-restore`, `nft`) runs undisturbed, as when one process is killed.
 //!
 //! **Which calls.** SIGKILL at the entry of a call leaves the machine as the calls before it made
 //! it. Between two calls that change something (files, locks, processes, the kernel) every place to
@@ -14,7 +14,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use crate::transact::{Machine, Plan, STATE};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub struct Blow {
     set: &'static str,
     /// What is done: `fsync:signal=SIGKILL:when=3`. strace counts each call for itself.
     how: String,
+    /// All threads are traced, and children until they become another program.
+    threads: bool,
     /// In words.
     pub name: String,
 }
@@ -48,7 +50,17 @@ impl Blow {
         Self {
             set: CALLS,
             how: format!("{name}:signal=SIGKILL:when={nth}"),
+            threads: false,
             name: format!("killed at call {number}, {name} {nth}"),
+        }
+    }
+    /// SIGKILL at the entry of a thread's call, one of [`Trace::of_threads`].
+    pub fn kill_thread((name, nth): &(String, usize)) -> Self {
+        Self {
+            set: "all",
+            how: format!("{name}:signal=SIGKILL:when={nth}"),
+            threads: true,
+            name: format!("killed at a thread's {name} {nth}"),
         }
     }
     /// SIGKILL at the entry of a call, by its number in a trace of all calls.
@@ -68,6 +80,7 @@ impl Blow {
         Self {
             set: CALLS,
             how: format!("{name}:error={errno}:when={nth}{until}"),
+            threads: false,
             name: format!("{errno} at call {number}, {name} {nth}{until}"),
         }
     }
@@ -79,15 +92,22 @@ impl Blow {
         Self {
             set: if all { "all" } else { CALLS },
             how: String::new(),
+            threads: false,
             name: "undisturbed".into(),
         }
     }
-    /// The words in front of a program; `children`: what it starts is struck as well, each process
-    /// counting for itself.
-    pub fn words(&self, strace: &[String], children: bool) -> Vec<String> {
+    /// Only watches, all threads.
+    pub fn none_of_threads() -> Self {
+        Self {
+            threads: true,
+            ..Self::none(true)
+        }
+    }
+    /// The words in front of a program.
+    pub fn words(&self, strace: &[String]) -> Vec<String> {
         let mut words = strace.to_vec();
-        if children {
-            words.push("-f".into());
+        if self.threads {
+            words.extend(["-f", "-b", "execve"].map(str::to_owned));
         }
         words.extend(["-qq".into(), "-o".into(), LOG.into()]);
         words.extend(["-e".into(), format!("trace={}", self.set)]);
@@ -152,8 +172,39 @@ impl Trace {
             .count();
         (name, nth)
     }
+    /// Calls that another than the main thread is the first to make so often: name and how often. Each
+    /// thread counts for itself, as in strace.
+    pub fn of_threads(&self) -> Vec<(String, usize)> {
+        let mut made = BTreeMap::<(&str, &str), usize>::new();
+        let mut most = BTreeMap::<&str, usize>::new();
+        let main = self.0.first().map_or("", |line| thread(line));
+        let mut found = vec![];
+        for line in self.0.iter().filter(|line| !bare(line).starts_with('<')) {
+            let (who, name) = (thread(line), call(line));
+            if name.starts_with("+++") || name.starts_with("---") || name.starts_with("exit") {
+                continue;
+            }
+            let nth = made.entry((who, name)).or_default();
+            *nth += 1;
+            let most = most.entry(name).or_default();
+            if *nth > *most {
+                *most = *nth;
+                if who != main {
+                    found.push((name.to_owned(), *nth));
+                }
+            }
+        }
+        found
+    }
     /// Whether the program died at its last call.
     fn died(&self) -> bool {
+        if self
+            .0
+            .iter()
+            .any(|line| bare(line).starts_with("+++ killed by SIGKILL"))
+        {
+            return true;
+        }
         self.0
             .last()
             .is_some_and(|line| line.ends_with("= ?") && call(line) != "exit_group")
@@ -215,8 +266,17 @@ impl Trace {
     }
 }
 
+/// A line without the number of the thread.
+fn bare(line: &str) -> &str {
+    line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ')
+}
+
+fn thread(line: &str) -> &str {
+    line.split(' ').next().unwrap_or_default()
+}
+
 fn call(line: &str) -> &str {
-    line.split('(').next().unwrap_or_default()
+    bare(line).split('(').next().unwrap_or_default()
 }
 
 fn is_wait(line: &str) -> bool {
@@ -227,7 +287,9 @@ fn changes(line: &str) -> bool {
     match call(line) {
         "openat" | "open" | "openat2" => line.contains("O_CREAT") || line.contains("O_TRUNC"),
         // What it says to whoever watches.
-        "write" | "writev" => !line.starts_with("write(1,") && !line.starts_with("write(2,"),
+        "write" | "writev" => !["write(1,", "write(2,"]
+            .iter()
+            .any(|own| bare(line).starts_with(own)),
         _ => !is_wait(line),
     }
 }
@@ -373,7 +435,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// One program, undisturbed or not, from its starting place. Returns what it said, and the trace.
-    fn run(&self, act: Act, blow: &Blow, children: bool) -> (String, Trace) {
+    fn run(&self, act: Act, blow: &Blow) -> (String, Trace) {
         let start = match act {
             Act::Apply => "old",
             Act::Confirm | Act::Rollback => "waiting",
@@ -389,7 +451,7 @@ impl<'a> Sweep<'a> {
             Act::Rollback => vec!["rollback", STATE, "keep"],
             Act::Recover => vec!["recover", STATE],
         };
-        let mut argv = blow.words(&self.strace, children);
+        let mut argv = blow.words(&self.strace);
         argv.push(helper);
         argv.extend(words.iter().map(|word| (*word).to_owned()));
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
@@ -398,8 +460,8 @@ impl<'a> Sweep<'a> {
     }
 
     /// The calls that an undisturbed run makes.
-    pub fn trace(&self, act: Act, all: bool) -> Trace {
-        let (said, trace) = self.run(act, &Blow::none(all), false);
+    pub fn trace(&self, act: Act, watch: &Blow) -> Trace {
+        let (said, trace) = self.run(act, watch);
         assert!(trace.calls() > 10, "{act:?}: {said}");
         if act == Act::Apply {
             self.kill_watchdog(&said);
@@ -408,8 +470,8 @@ impl<'a> Sweep<'a> {
     }
 
     /// One point: a blow, the recovery, and what is then.
-    pub fn strike(&mut self, act: Act, blow: &Blow, children: bool) {
-        let (said, trace) = self.run(act, blow, children);
+    pub fn strike(&mut self, act: Act, blow: &Blow) {
+        let (said, trace) = self.run(act, blow);
         let tail: Vec<&str> = said.lines().rev().take(2).collect();
         let what = format!("{act:?}, {} ({}): {tail:?}", blow.name, trace.last());
         if std::env::var_os("PORTCULLIS_SWEEP_TELL").is_some() {
