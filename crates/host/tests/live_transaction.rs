@@ -501,9 +501,9 @@ fn a_disk_that_turns_read_only_does_not_keep_the_door_shut() {
     }
     let before = server.state();
     let plan = server.put(&shut());
-    let said = server.transact(&["apply-anyway", &plan, STATE, "6000"]);
+    let said = server.transact(&["apply-anyway", &plan, STATE, "30000"]);
     assert!(said.contains("AwaitingConfirm"), "{said}");
-    let end = Instant::now() + Duration::from_secs(6 + 1);
+    let end = Instant::now() + Duration::from_secs(30 + 1);
     for folder in folders {
         server
             .ok(&["mount", "-o", "remount,bind,ro", folder])
@@ -552,9 +552,14 @@ fn a_program_that_hangs_behind_its_dead_tool_does_not_keep_the_door_shut() {
         .unwrap();
     let plan = server.put(&shut());
     let mut tool = server
-        .spawn(&[&transact::exe(), "apply-anyway", &plan, STATE, "3000"])
+        .spawn(&[&transact::exe(), "apply-anyway", &plan, STATE, "30000"])
         .unwrap();
-    let begun = Instant::now();
+    // Time for the changes, on a machine that does much else as well.
+    tool.wait_until("the watchdog", Duration::from_secs(60), |tool| {
+        tool.log().contains("fires_in: 30s")
+    })
+    .unwrap();
+    let armed = Instant::now();
     tool.wait_until("the command that hangs", Duration::from_secs(60), |_| {
         server
             .run(&["pgrep", "-x", "-f", "sleep 1000"])
@@ -564,9 +569,7 @@ fn a_program_that_hangs_behind_its_dead_tool_does_not_keep_the_door_shut() {
     .unwrap();
     assert!(!enters(&world), "{}", tool.log());
     tool.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
-    // In the middle of the changes the watchdog gives them 20 s.
-    assert!(tool.log().contains("fires_in: 20s"), "{}", tool.log());
-    let end = begun + Duration::from_secs(20 + 1 + 5);
+    let end = armed + Duration::from_secs(30 + 1);
     while !enters(&world) {
         assert!(Instant::now() < end, "still shut");
     }
