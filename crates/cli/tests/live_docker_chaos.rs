@@ -42,11 +42,11 @@ fn times() -> Times {
         }
     } else {
         Times {
-            reload: 2,
+            reload: 1,
             daemon: 1,
-            container: 3,
-            apply: 3,
-            network: 2,
+            container: 2,
+            apply: 2,
+            network: 1,
         }
     }
 }

@@ -231,7 +231,7 @@ fn the_whole_way(generation: &Generation) {
     neighbour
         .ip(&format!("route replace {late} via 192.168.1.10\n"))
         .unwrap();
-    engine.run(&["restart", "ollama", "https", "intern"]);
+    engine.run(&["restart", "-t", "0", "ollama", "https", "intern"]);
     engine.ok(&["ufw", "reload"]);
     check(stranger, server, 9100, false, "a network made later");
     check(neighbour, late, 80, false, "a network made later");
