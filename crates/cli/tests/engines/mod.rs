@@ -138,7 +138,9 @@ impl Engine {
     pub fn apply(&self, more: &[&str]) -> String {
         let mut argv = vec![PORTCULLIS, "apply", "--yes", "--i-have-a-console"];
         argv.extend(more);
-        self.ok(&argv)
+        let output = in_time(|| self.long(&argv));
+        assert!(output.success(), "{}{}", output.stdout, output.stderr);
+        output.stdout
     }
 
     #[track_caller]
@@ -173,6 +175,20 @@ impl Engine {
         .map(|argv| bare(&self.ok(argv)))
         .collect()
     }
+}
+
+/// Applies, again where the watchdog ended it: on a machine under load its time for the changes may run out, and
+/// then everything is as before.
+pub fn in_time(apply: impl Fn() -> Output) -> Output {
+    for _ in 0..2 {
+        let output = apply();
+        // Ended by a signal, or rolled back.
+        if !matches!(output.code(), None | Some(4)) {
+            return output;
+        }
+        eprintln!("not in time: {}", output.stderr);
+    }
+    apply()
 }
 
 /// True when some finding has this id.

@@ -23,11 +23,10 @@ pub fn apply(server: &Host) {
 pub fn apply_with(server: &Host, options: &[&str]) -> String {
     let mut argv = vec![PORTCULLIS, "apply", "--yes", "--i-have-a-console"];
     argv.extend(options);
-    let output = server
-        .command(&argv)
-        .timeout(Duration::from_secs(120))
-        .run()
-        .unwrap();
+    let output = super::in_time(|| {
+        let command = server.command(&argv);
+        command.timeout(Duration::from_secs(120)).run().unwrap()
+    });
     assert!(output.success(), "{}{}", output.stdout, output.stderr);
     output.stdout + &output.stderr
 }
