@@ -38,9 +38,10 @@ const PACKAGES: &[(&str, &str)] = &[
 /// What the tests with real AI servers need beside [`PACKAGES`].
 const SERVERS: &[(&str, &str)] = &[
     ("etcd-server", "/usr/bin/etcd"),
-    // Ollama is built with these three.
+    // Ollama is built with these four.
     ("g++", "/usr/bin/g++"),
     ("golang-go", "/usr/local/go/bin/go"),
+    ("libstb-dev", "/usr/include/stb/stb_image.h"),
     ("nlohmann-json3-dev", "/usr/include/nlohmann/json.hpp"),
     ("nodejs", "/usr/bin/node"),
     ("npm", "/usr/bin/npm"),

@@ -42,6 +42,8 @@ const PYTHON: [&str; 6] = [
 const MCP: &str = "@modelcontextprotocol/server-everything";
 /// Go as a module of its own, for machines whose Go is too old to fetch it by itself.
 const TOOLCHAIN: &str = "golang.org/toolchain@v0.0.1-go1.26.8.linux-amd64";
+/// The binding of miniaudio (public domain), with the one header that it binds.
+const MINIAUDIO: &str = "github.com/gen2brain/malgo@v0.11.24";
 /// Longest time for one step: a build on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(45 * 60);
 
@@ -133,7 +135,25 @@ fn ollama(folder: &Path, at: &str) -> Result<()> {
     let stamp = format!("-s -w -X github.com/ollama/ollama/version.Version={OLLAMA_VERSION}");
     let module = format!("github.com/ollama/ollama@v{OLLAMA_VERSION}");
     let install = [go.as_str(), "install", "-ldflags", &stamp, &module];
-    run(folder, &install, &[("GOBIN", at)])
+    // A module comes without its folders named `vendor`, and in them Ollama's sources keep headers of others: two are
+    // packages of Debian, the third is in a module that is little else.
+    run(folder, &[&go, "mod", "download", MINIAUDIO], &[])?;
+    let headers = folder.join("include");
+    let header = module_folder(&go, MINIAUDIO)?.join("miniaudio.h");
+    fs::create_dir_all(headers.join("miniaudio")).at("make", &headers)?;
+    let copy = headers.join("miniaudio/miniaudio.h");
+    fs::copy(&header, &copy).at("copy", &header)?;
+    // By the compiler's own variable: flags for cgo would be part of the key of Go's cache.
+    let headers = headers.to_string_lossy();
+    let env = [("GOBIN", at), ("CPLUS_INCLUDE_PATH", &*headers)];
+    run(folder, &install, &env)
+}
+
+/// Where Go has unpacked a module.
+fn module_folder(go: &str, module: &str) -> Result<PathBuf> {
+    let modules = Command::new(go).args(["env", "GOMODCACHE"]).output();
+    let modules = modules.context(|| format!("cannot run {go}"))?.stdout;
+    Ok(PathBuf::from(String::from_utf8_lossy(&modules).trim()).join(module))
 }
 
 /// A Go that fetches the toolchain that a module asks for (1.21 and later); where Debian's is older, one as a module.
@@ -158,9 +178,7 @@ fn go(folder: &Path) -> Result<String> {
         return Ok(found.to_owned());
     }
     run(folder, &[found, "mod", "download", TOOLCHAIN], &[])?;
-    let modules = Command::new(found).args(["env", "GOMODCACHE"]).output();
-    let modules = modules.context(|| format!("cannot run {found}"))?.stdout;
-    let root = PathBuf::from(String::from_utf8_lossy(&modules).trim()).join(TOOLCHAIN);
+    let root = module_folder(found, TOOLCHAIN)?;
     let tools = root.join("pkg/tool/linux_amd64");
     // An old Go unpacks a toolchain as any module: without the right to run it.
     for folder in [root.join("bin"), tools] {
