@@ -256,9 +256,10 @@ fn chains_without_jumps_are_refused_and_the_hint_mends_them() {
     let refusal =
         make(&facts(server), &Policy::builtin(), &Options::default()).expect_err("refused");
     let hint = refusal.hint();
-    let (_, commands) = hint.split_once(": ").expect("commands");
-    for command in commands.split(" ; ") {
-        let argv: Vec<&str> = command.split(' ').collect();
+    // One command a line.
+    let (_, commands) = hint.split_once(":\n").expect("commands");
+    for command in commands.lines() {
+        let argv: Vec<&str> = command.split_whitespace().collect();
         server.ok(&argv).expect("the hint works");
     }
     let plan = make(&facts(server), &Policy::builtin(), &Options::default()).expect("a plan");
