@@ -213,3 +213,106 @@ fn datagrams_that_flow_already_end_too() {
         ids(&audit(server))
     );
 }
+
+/// What ufw-docker writes into after.rules, in one family's words.
+fn ufw_docker(ipv6: bool) -> String {
+    let (forward, ranges): (_, &[&str]) = match ipv6 {
+        false => (
+            "ufw-user-forward",
+            &["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"],
+        ),
+        true => ("ufw6-user-forward", &["fd00::/8"]),
+    };
+    let mut lines = vec![
+        "*filter".to_owned(),
+        format!(":{forward} - [0:0]"),
+        ":DOCKER-USER - [0:0]".to_owned(),
+        format!("-A DOCKER-USER -j {forward}"),
+        "-A DOCKER-USER -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN".to_owned(),
+    ];
+    lines.extend(
+        ranges
+            .iter()
+            .map(|range| format!("-A DOCKER-USER -s {range} -j RETURN")),
+    );
+    lines.extend(
+        ranges
+            .iter()
+            .map(|range| format!("-A DOCKER-USER -m conntrack --ctstate NEW -d {range} -j DROP")),
+    );
+    lines.extend(["-A DOCKER-USER -j RETURN".to_owned(), "COMMIT".to_owned()]);
+    lines.join("\n") + "\n"
+}
+
+/// Bans that containers do not notice, and what ufw-docker's block does and does not hold.
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn bans_before_containers_and_the_block_of_ufw_docker() {
+    let (world, docker) = docker_world("ufw-docker", &["--experimental", "--ip6tables"]);
+    let (server, stranger) = (&world.server, &world.stranger);
+    let _ssh = server.http_server("ssh", "[::]:22", "ssh").unwrap();
+    let _own = server.http_server("own", "[::]:8091", "own").unwrap();
+    docker.run("ollama", &["-p", "11434:80"], "web:1").unwrap();
+    let six = [
+        "network",
+        "create",
+        "--ipv6",
+        "--subnet",
+        "fd00:d0c::/64",
+        "six",
+    ];
+    docker.cli(&six).unwrap();
+    let on_six = ["--network", "six", "-p", "9000:80"];
+    docker.run("six", &on_six, "web:1").unwrap();
+    let (v4, v6) = (address::SERVER, address::SERVER_V6);
+
+    // 16: fail2ban's usual place. What is banned there still gets to containers.
+    let ban = format!("iptables -A f2b-sshd -s {} -j REJECT", address::STRANGER);
+    let jump = "iptables -I INPUT -p tcp -j f2b-sshd";
+    shell(server, &["iptables -N f2b-sshd", &ban, jump]);
+    check(stranger, v4, 22, false, "16, banned");
+    check(stranger, v4, 11434, true, "16");
+    shell(
+        server,
+        &[
+            &jump.replace(" -I ", " -D "),
+            "iptables -F f2b-sshd",
+            "iptables -X f2b-sshd",
+        ],
+    );
+
+    for (file, ipv6) in [("after.rules", false), ("after6.rules", true)] {
+        let path = format!("/etc/ufw/{file}");
+        let append = server.command(&["tee", "-a", &path]);
+        append.input(ufw_docker(ipv6)).ok().unwrap();
+    }
+    shell(server, &["ufw reload"]);
+    truth(&world, stranger, v4, 11434, false, "ufw-docker");
+    truth(&world, stranger, v4, 8091, false, "UFW");
+    // 4: this Docker makes no jump to DOCKER-USER over IPv6, so the block stands where nothing passes.
+    truth(&world, stranger, v6, 9000, true, "4");
+
+    // 17: the block is not UFW's, and stays when UFW goes.
+    shell(server, &["ufw disable"]);
+    truth(&world, stranger, v4, 11434, false, "17");
+    truth(&world, stranger, v4, 8091, true, "17, the host's own");
+    shell(server, &["ufw --force enable"]);
+    truth(&world, stranger, v4, 8091, false, "UFW again");
+
+    // 15: a reload empties DOCKER-USER, with the bans in it.
+    shell(
+        server,
+        &[
+            "ufw route allow proto tcp from any to any port 80",
+            &format!("iptables -I DOCKER-USER -s {} -j DROP", address::STRANGER),
+        ],
+    );
+    check(stranger, v4, 11434, false, "15, banned");
+    shell(server, &["ufw reload"]);
+    truth(&world, stranger, v4, 11434, true, "15");
+
+    apply(server);
+    for (to, port) in [(v4, 11434), (v4, 9000), (v4, 8091), (v6, 9000), (v6, 8091)] {
+        truth(&world, stranger, to, port, false, "after apply");
+    }
+}
