@@ -2,8 +2,8 @@
 //!
 //! As root: `cargo bench -p portcullis --bench observe [-- ROUNDS]` makes a lab host with 300
 //! rules, 30 sockets and 10 containers, and times in turns, in one run:
-//! `portcullis snapshot` (a whole observe, written out), `portcullis audit`, and
-//! `iptables-save`, `nft list ruleset`, `ss -lntup`, `ip addr`, `ip route`, `docker ps` one after
+//! `portcullis snapshot --no-probe` (a whole observe, written out), `portcullis audit` without and with
+//! questions to the local ports, and `iptables-save`, `nft list ruleset`, `ss -lntup`, `ip addr`, `ip route`, `docker ps` one after
 //! the other. Every program writes to /dev/null and is timed from its start to its end. What each
 //! costs in time of a processor is shown as well, since it does not depend on what else runs; it is
 //! the program's own and that of the programs it starts, not what daemons spend on answering.
@@ -126,12 +126,19 @@ fn cost(argv: &[&str]) -> Cost {
     (took, processor() - before)
 }
 
-/// Of one round: snapshot, audit, the tools together.
-type Row = (Cost, Cost, Cost);
+/// Of one round: what portcullis cost, in the order of [`OURS`], and the tools together.
+type Row = ([Cost; 3], Cost);
+
+/// What portcullis is asked for.
+const OURS: [&[&str]; 3] = [
+    &["snapshot", "--no-probe"],
+    &["audit", "--no-probe"],
+    &["audit"],
+];
 
 fn inside(rounds: usize) {
     let portcullis = env!("CARGO_BIN_EXE_portcullis");
-    let (snapshot, audit) = ([portcullis, "snapshot"], [portcullis, "audit"]);
+    let ours = OURS.map(|words| [&[portcullis], words].concat());
     let mut rows = Vec::new();
     let mut each: Vec<Vec<Cost>> = vec![Vec::new(); TOOLS.len()];
     for round in 0..=rounds {
@@ -147,10 +154,10 @@ fn inside(rounds: usize) {
         };
         let row = if round % 2 == 0 {
             let sum = tools(&mut each);
-            (cost(&snapshot), cost(&audit), sum)
+            (ours.each_ref().map(|argv| cost(argv)), sum)
         } else {
-            let (s, a) = (cost(&snapshot), cost(&audit));
-            (s, a, tools(&mut each))
+            let costs = ours.each_ref().map(|argv| cost(argv));
+            (costs, tools(&mut each))
         };
         // The first round only warms caches.
         if round > 0 {
@@ -169,15 +176,17 @@ fn inside(rounds: usize) {
         let (processor, ..) = spread(costs.iter().map(|c| ms(c.1)).collect());
         println!("{what:<34} {median:>7.1} ms ({least:.1} to {most:.1}) {processor:>7.1} ms");
     };
-    let column = |get: fn(&Row) -> Cost| -> Vec<Cost> { rows.iter().map(get).collect() };
-    show("portcullis snapshot", &column(|r| r.0));
-    show("portcullis audit", &column(|r| r.1));
-    show("the six tools, one after the other", &column(|r| r.2));
+    for (at, words) in OURS.iter().enumerate() {
+        let costs: Vec<Cost> = rows.iter().map(|row| row.0[at]).collect();
+        show(&format!("portcullis {}", words.join(" ")), &costs);
+    }
+    let sums: Vec<Cost> = rows.iter().map(|row| row.1).collect();
+    show("the six tools, one after the other", &sums);
     for (tool, list) in TOOLS.iter().zip(&each) {
         show(&format!("  {}", tool.join(" ")), &list[1..]);
     }
     let ratios = |get: fn(&Cost) -> Duration| {
-        let ratio = |r: &Row| ms(get(&r.2)) / ms(get(&r.0));
+        let ratio = |r: &Row| ms(get(&r.1)) / ms(get(&r.0[0]));
         spread(rows.iter().map(ratio).collect())
     };
     for (what, (median, least, most)) in [
@@ -189,7 +198,7 @@ fn inside(rounds: usize) {
     println!("peak memory, MiB");
     let this = std::env::current_exe().unwrap();
     let this = this.to_string_lossy();
-    for argv in [&snapshot[..], &audit].into_iter().chain(TOOLS) {
+    for argv in ours.iter().map(Vec::as_slice).chain(TOOLS) {
         let mut words = vec![PEAK];
         words.extend(argv);
         let out = Command::new(&*this).args(words).output().unwrap();
