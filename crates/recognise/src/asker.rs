@@ -39,6 +39,8 @@ impl Asker {
             .accept_encoding("")
             .max_response_header_size(MAX_HEAD)
             .input_buffer_size(MAX_HEAD)
+            // Both are made and cleared for each connection; a question is a few lines.
+            .output_buffer_size(4 * 1024)
             .max_idle_connections(1)
             .max_idle_connections_per_host(1)
             .build();
