@@ -295,7 +295,7 @@ fn cases(kit: &Kit, host: &Host) -> Vec<Case> {
 
 /// Starts them all and waits until each listens.
 fn start(host: &Host, cases: &[Case], open: bool) -> Vec<Process> {
-    let started: Vec<Process> = cases
+    let mut started: Vec<Process> = cases
         .iter()
         .map(|case| {
             let mut argv = case.argv.clone();
@@ -312,17 +312,10 @@ fn start(host: &Host, cases: &[Case], open: bool) -> Vec<Process> {
             program.spawn().unwrap()
         })
         .collect();
-    for (case, process) in cases.iter().zip(&started) {
-        let begun = Instant::now();
-        while !listens(host, case.port) {
-            assert!(
-                begun.elapsed() < START,
-                "{} does not listen\n{}",
-                case.service,
-                process.log()
-            );
-            std::thread::sleep(Duration::from_millis(200));
-        }
+    for (case, process) in cases.iter().zip(&mut started) {
+        process
+            .wait_until("to listen", START, |_| listens(host, case.port))
+            .unwrap_or_else(|error| panic!("{}: {error}", case.service));
     }
     started
 }

@@ -533,8 +533,8 @@ fn somebody_elses_dnat_to_a_loopback_service_is_seen() {
     assert!(gone, "nothing listens behind it");
 }
 
-#[test]
-fn a_guard_that_was_applied_and_is_gone_is_told() {
+/// A good host on which a guard was applied.
+fn with_guard_file() -> Host {
     let mut host = good();
     let file = FileFact {
         sha256: String::new(),
@@ -545,6 +545,12 @@ fn a_guard_that_was_applied_and_is_gone_is_told() {
     };
     host.files
         .insert("/etc/portcullis/guard.nft".into(), Some(file));
+    host
+}
+
+#[test]
+fn a_guard_that_was_applied_and_is_gone_is_told() {
+    let mut host = with_guard_file();
     finding(&look(&host), "guard-missing");
     host.files.insert("/etc/portcullis/guard.nft".into(), None);
     assert_eq!(ids(&look(&host)), []);
@@ -553,16 +559,7 @@ fn a_guard_that_was_applied_and_is_gone_is_told() {
 /// A LAN's bridge that came after the guard: its neighbours count as containers there.
 #[test]
 fn a_bridge_that_the_guard_does_not_know_is_told() {
-    let mut host = good();
-    let file = FileFact {
-        sha256: String::new(),
-        size: 1,
-        mode: 0o600,
-        uid: 0,
-        gid: 0,
-    };
-    host.files
-        .insert("/etc/portcullis/guard.nft".into(), Some(file));
+    let mut host = with_guard_file();
     let guard_of = |host: &Host| {
         let script = guard::ruleset(host, &Policy::builtin()).unwrap();
         let listed = script.split_once("flush table").unwrap().1;

@@ -71,17 +71,7 @@ fn all_kinds() -> Plan {
 
 /// Files, rules and units.
 fn state(machine: &Debian) -> String {
-    let units = machine.output(&[
-        "systemctl",
-        "show",
-        "--property=Id,LoadState,ActiveState,UnitFileState,Environment,DropInPaths",
-        "ufw.service",
-        "fail2ban.service",
-        "ollama.service",
-    ]);
-    // Stock fail2ban of Debian 12 fails by itself; one that a rollback stopped is as dead.
-    let units = units.replace("ActiveState=failed", "ActiveState=inactive");
-    format!("{}{units}", machine.state())
+    machine.state_with(&["ufw.service", "fail2ban.service", "ollama.service"])
 }
 
 /// This machine's strace with its libraries and its loader, which makes it run on any release.

@@ -75,19 +75,12 @@ fn guide() -> Plan {
 
 /// Everything that a rollback has to bring back, units included.
 fn state(machine: &Debian) -> String {
-    let units = machine.output(&[
-        "systemctl",
-        "show",
-        "--property=Id,LoadState,ActiveState,UnitFileState,Environment,DropInPaths",
+    machine.state_with(&[
         "ufw.service",
         "fail2ban.service",
         "ollama.service",
         "portcullis-guard.service",
-    ]);
-    // A service that a rollback stopped is as dead as one that failed by itself (stock fail2ban, half
-    // a second after each start).
-    let units = units.replace("ActiveState=failed", "ActiveState=inactive");
-    format!("{}{units}", machine.state())
+    ])
 }
 
 fn wait_rolled_back(machine: &Debian, end: Instant, what: &str) {

@@ -169,25 +169,22 @@ impl Source {
 
     fn ask(self, proto: Proto, states: u32) -> Result<Vec<Entry>, Error> {
         match self {
-            Source::Diag if proto == Proto::Tcp => tcp_by_diag(states),
             Source::Diag => by_diag(proto, states),
             Source::Proc => procnet::ask(proto, states),
         }
     }
 }
 
-/// TCP of both families in one go. The kernel walks its whole table of connections for each question, which on a
-/// machine with much memory costs more than all else; the newer request takes one family at a time.
-fn tcp_by_diag(states: u32) -> Result<Vec<Entry>, Error> {
-    let mut nl = Netlink::open(SockProtocol::NetlinkSockDiag, "sockets")?;
-    // struct inet_diag_req
-    let mut request = [0u8; 60];
-    request[52..56].copy_from_slice(&states.to_ne_bytes());
-    nl.dump("sockets", TCPDIAG_GETSOCK, &request, entry)
-}
-
 fn by_diag(proto: Proto, states: u32) -> Result<Vec<Entry>, Error> {
     let mut nl = Netlink::open(SockProtocol::NetlinkSockDiag, "sockets")?;
+    if proto == Proto::Tcp {
+        // Both families in one go: the kernel walks its whole table of connections for each question, which on a
+        // machine with much memory costs more than all else, and the newer request takes one family at a time.
+        // struct inet_diag_req
+        let mut request = [0u8; 60];
+        request[52..56].copy_from_slice(&states.to_ne_bytes());
+        return nl.dump("sockets", TCPDIAG_GETSOCK, &request, entry);
+    }
     let mut out = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         // struct inet_diag_req_v2

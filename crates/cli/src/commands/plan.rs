@@ -46,10 +46,8 @@ fn refused(refusal: &Refusal) -> CliError {
         Refusal::NotRoot | Refusal::Unseen { .. } => Exit::Unsure,
         _ => Exit::Usage,
     };
-    let mut error = CliError::new(exit, refusal.to_string()).hint(format!(
-        "{}\n  Nothing was changed.",
-        refusal.hint().trim_end_matches('.')
-    ));
+    let mut error = CliError::new(exit, refusal.to_string())
+        .hint(format!("{}\n  Nothing was changed.", refusal.hint()));
     if let Some(source) = refusal.source() {
         error = error.because(source);
     }

@@ -265,6 +265,7 @@ mod tests {
             all.push(service);
         }
         assert_eq!(together(&all), Vec::<String>::new());
+        assert_eq!(builtin(), all, "what the program reads");
         let others = all.iter().filter(|s| s.kind != Kind::System).count();
         assert!(
             others >= 60,

@@ -3,6 +3,7 @@
 use super::{APPLY, Case, Complete, EndpointVerdict, finding};
 use crate::finding::{Finding, Severity};
 use crate::host::Uncertain;
+use crate::planner::ufw::jumps;
 use crate::text::clean;
 use reach::ir::{Family, RuleVerdict, Statement};
 
@@ -80,18 +81,7 @@ pub(super) fn findings(case: &Case<'_>, out: &mut Vec<Finding>) {
                 .rows(&["G2", "G7", "CIS-4.2.3", "NIST-SC-7"]),
         );
     } else if let Some(lost) = unentered(case).first() {
-        let program = lost.split(':').next().unwrap_or("iptables");
-        let infix = if program == "ip6tables" { "6" } else { "" };
-        // The order of ufw-init-functions.
-        let jumps = [
-            "before-logging",
-            "before",
-            "after-logging",
-            "after",
-            "reject",
-            "track",
-        ]
-        .map(|name| format!("{program} -A FORWARD -j ufw{infix}-{name}-forward"));
+        let jumps = jumps("FORWARD", "forward", lost.starts_with("ip6tables"));
         out.push(
             finding(
                 "ufw-routed-not-loaded",

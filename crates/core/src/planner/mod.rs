@@ -18,7 +18,7 @@ mod reload;
 pub(crate) mod sources;
 #[cfg(test)]
 mod tests;
-mod ufw;
+pub(crate) mod ufw;
 
 pub use describe::{command, describe};
 pub use files::{

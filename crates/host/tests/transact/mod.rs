@@ -151,6 +151,17 @@ pub trait Machine {
                     find /etc -xdev -type f ! -name resolv.conf ! -path '/etc/ssh*' -print0 | sort -z | xargs -0 sha256sum";
         format!("{}{}", self.output(&["sh", "-c", list]), self.rules())
     }
+
+    /// [`Machine::state`], and how these units stand.
+    #[allow(dead_code)]
+    fn state_with(&self, units: &[&str]) -> String {
+        let show = "--property=Id,LoadState,ActiveState,UnitFileState,Environment,DropInPaths";
+        let units = self.output(&[&["systemctl", "show", show], units].concat());
+        // A service that a rollback stopped is as dead as one that failed by itself (stock fail2ban of Debian 12, half
+        // a second after each start).
+        let units = units.replace("ActiveState=failed", "ActiveState=inactive");
+        format!("{}{units}", self.state())
+    }
 }
 
 impl Machine for lab::Host {

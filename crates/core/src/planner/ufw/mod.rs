@@ -96,34 +96,40 @@ fn refuse_lockout(host: &Host, ufw: &Ufw) -> Result<(), Refusal> {
             continue;
         }
         if chains_without_jump(host, "INPUT", "input", ipv6) {
-            let (program, infix) = if ipv6 {
-                ("ip6tables", "6")
-            } else {
-                ("iptables", "")
-            };
             return Err(Refusal::JumpsGone {
                 chain: if ipv6 {
                     "INPUT (IPv6)".into()
                 } else {
                     "INPUT".into()
                 },
-                // The order of ufw-init-functions.
-                commands: [
-                    "before-logging-input",
-                    "before-input",
-                    "after-input",
-                    "after-logging-input",
-                    "reject-input",
-                    "track-input",
-                ]
-                .iter()
-                .map(|chain| format!("{program} -A INPUT -j ufw{infix}-{chain}"))
-                .collect(),
+                commands: jumps("INPUT", "input", ipv6),
             });
         }
     }
     Ok(())
 }
+
+/// The commands that lead a built-in chain to UFW's chains of its direction again, in the order of
+/// ufw-init-functions.
+pub(crate) fn jumps(builtin: &str, direction: &str, ipv6: bool) -> Vec<String> {
+    let (program, infix) = if ipv6 {
+        ("ip6tables", "6")
+    } else {
+        ("iptables", "")
+    };
+    [
+        "before-logging",
+        "before",
+        "after",
+        "after-logging",
+        "reject",
+        "track",
+    ]
+    .iter()
+    .map(|name| format!("{program} -A {builtin} -j ufw{infix}-{name}-{direction}"))
+    .collect()
+}
+
 /// UFW's chains of this direction exist, and the built-in chain has no jump to them: `ufw enable` finds
 /// its chains, takes itself for started, and never restores the jumps.
 fn chains_without_jump(host: &Host, builtin: &str, direction: &str, ipv6: bool) -> bool {

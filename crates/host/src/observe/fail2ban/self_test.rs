@@ -50,8 +50,7 @@ pub(super) fn said() -> Option<String> {
 fn ask() -> Option<String> {
     let test = Program::new("fail2ban-server")
         .arg("-t")
-        // A machine at work with models may take long to give that half second. Where it does not end in
-        // time, this fact is another one, and a plan made from it stale.
+        // A machine at work with models may take long to give that half second.
         .timeout(Duration::from_secs(20))
         .max_output(1024 * 1024)
         .truncate()
