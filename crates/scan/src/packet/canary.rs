@@ -37,6 +37,8 @@ pub struct Sent {
     pub port: u16,
     /// When, microseconds since the start.
     pub at: u32,
+    /// Packets sent before it.
+    pub after: u64,
 }
 
 /// The canaries of one target.
@@ -90,19 +92,17 @@ impl Canaries {
         self.failed.iter().any(|(failed, _)| *failed == port)
     }
 
-    /// The slot that bounds how many may be under way: the next knock waits for its answer.
-    pub fn gate(&self) -> Option<usize> {
-        self.sent
-            .len()
-            .checked_sub(BACKLOG * self.perches.len().max(1))
+    /// How many may be under way at once.
+    pub fn most(&self) -> usize {
+        BACKLOG * self.perches.len().max(1)
     }
 
     /// The port of the next canary.
-    pub fn next(&mut self, at: u32) -> Option<u16> {
+    pub fn next(&mut self, at: u32, after: u64) -> Option<u16> {
         let perch = self.turn % self.perches.len().max(1);
         let port = self.perches.get(perch)?.port;
         self.turn = self.turn.wrapping_add(1);
-        self.sent.push(Sent { port, at });
+        self.sent.push(Sent { port, at, after });
         Some(port)
     }
 
@@ -182,21 +182,24 @@ mod tests {
     fn ports_take_turns_and_a_failed_one_is_left_out() {
         let mut canaries = flock(&[80, 443]);
         assert_eq!(
-            [canaries.next(1), canaries.next(2), canaries.next(3)],
+            [1, 2, 3].map(|at| canaries.next(at, 0)),
             [Some(80), Some(443), Some(80)]
         );
         canaries.fail(80, Failure::Stopped);
-        assert_eq!([canaries.next(4), canaries.next(5)], [Some(443), Some(443)]);
+        assert_eq!(
+            [4, 5].map(|at| canaries.next(at, 0)),
+            [Some(443), Some(443)]
+        );
         assert!(canaries.has_failed(80));
         canaries.fail(443, Failure::Stopped);
-        assert_eq!(canaries.next(6), None);
+        assert_eq!(canaries.next(6, 0), None);
         assert!(canaries.excuse().contains("port 80, 443 stopped"));
     }
 
     #[test]
     fn doubt_needs_silence_without_a_break() {
         let mut canaries = flock(&[443]);
-        canaries.next(1);
+        canaries.next(1, 0);
         let knock = canaries.sent[0];
         for _ in 1..DOUBT {
             assert!(!canaries.heard(knock, false));
@@ -206,14 +209,5 @@ mod tests {
             assert!(!canaries.heard(knock, false));
         }
         assert!(canaries.heard(knock, false));
-    }
-
-    #[test]
-    fn few_are_under_way_at_once() {
-        let mut canaries = flock(&[443]);
-        for at in 0..BACKLOG as u32 {
-            canaries.next(at);
-        }
-        assert_eq!(canaries.gate(), Some(0));
     }
 }

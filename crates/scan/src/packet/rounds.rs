@@ -136,6 +136,14 @@ fn is_final(state: u8) -> bool {
         .any(|reason| *reason as u8 == state)
 }
 
+/// Upper bounds on what a round lost.
+struct Bounds {
+    /// Should no round follow.
+    as_last: f64,
+    /// Once another one has followed.
+    with_more: f64,
+}
+
 struct Rounds<'a> {
     shared: &'a Shared<'a>,
     sender: Sender,
@@ -146,6 +154,8 @@ struct Rounds<'a> {
     end: Instant,
     /// Bounds on the loss of the rounds so far, a list a target; 1 for a round without canaries.
     bounds: Vec<Vec<f64>>,
+    /// Per target, the bound of its latest round once another one has followed.
+    with_more: Vec<Option<f64>>,
     /// How long an answer may take.
     patience: Duration,
     /// Number of the trial or round under way.
@@ -179,6 +189,7 @@ impl<'a> Rounds<'a> {
             flow: Flow::new(options.rate, max_rate),
             end,
             bounds: vec![Vec::new(); targets.len()],
+            with_more: vec![None; targets.len()],
             patience: FIRST_WAIT,
             turn: 0,
             rests: 0,
@@ -282,7 +293,7 @@ impl<'a> Rounds<'a> {
         self.begin_turn();
         let mut pace = Pace::new();
         let mut epoch = Instant::now();
-        let mut cut = false;
+        let (mut cut, mut whole) = (false, true);
         let mut unpaced = 0;
         let answered = self.shared.last_answer.load(Relaxed);
         let canary_every = (self.ports.len() * self.syns.len() / CANARIES).clamp(1, 32);
@@ -312,6 +323,8 @@ impl<'a> Rounds<'a> {
                 self.adapt()?;
                 tell(self.shared.settled.load(Relaxed) as usize);
                 if epoch >= self.end {
+                    // Not every port was asked in this round: it adds nothing to what is sure.
+                    whole = false;
                     break;
                 }
                 let blind = self.canaries.iter().all(|c| c.perches.is_empty());
@@ -330,9 +343,14 @@ impl<'a> Rounds<'a> {
         self.finish_canaries(&done)?;
         std::thread::sleep(self.patience);
         for (target, done) in done.iter().enumerate() {
-            if !done {
-                let bound = self.judge(target);
-                self.bounds[target].push(bound);
+            if !done && whole {
+                let bounds = self.judge(target);
+                let list = &mut self.bounds[target];
+                if let (Some(last), Some(bound)) = (list.last_mut(), self.with_more[target]) {
+                    *last = bound;
+                }
+                list.push(bounds.as_last);
+                self.with_more[target] = Some(bounds.with_more);
             }
         }
         self.learn_patience();

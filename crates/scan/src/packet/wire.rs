@@ -136,6 +136,11 @@ impl Sender {
         Ok(())
     }
 
+    /// Frames pushed so far.
+    pub fn pushed(&self) -> u64 {
+        self.sent + self.filled as u64
+    }
+
     /// Sends what is waiting. A full device queue is waited for, never taken as sent.
     pub fn flush(&mut self) -> io::Result<()> {
         let mut done = 0;

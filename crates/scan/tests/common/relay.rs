@@ -73,6 +73,14 @@ impl Drop for Relay {
     }
 }
 
+/// Frames that one call to the kernel takes or gives.
+const BATCH: usize = 64;
+/// Bytes that a frame may have.
+const LONGEST: usize = 2048;
+
+/// A frame under way: the order is that of arrival at the far end.
+type Waiting = Reverse<(Instant, u64, Vec<u8>)>;
+
 fn carry(
     from: &OwnedFd,
     to: &OwnedFd,
@@ -88,39 +96,51 @@ fn carry(
         random ^= random << 17;
         random % bound
     };
-    let mut waiting: BinaryHeap<Reverse<(Instant, u64, Vec<u8>)>> = BinaryHeap::new();
+    let mut waiting: BinaryHeap<Waiting> = BinaryHeap::new();
     let mut number = 0;
-    let mut frame = [0u8; 2048];
+    let mut frames = vec![vec![0u8; LONGEST]; BATCH];
+    // Memory of frames that are through, for the next ones.
+    let mut spare: Vec<Vec<u8>> = Vec::new();
+    let mut ripe: Vec<Vec<u8>> = Vec::with_capacity(BATCH);
     while !stop.load(Relaxed) {
         wait(from);
-        for _ in 0..512 {
-            let Some(length) = receive(from, &mut frame) else {
-                break;
-            };
-            if below(1000) < cable.lost {
-                continue;
+        // Now and then what is due has to go, however much comes.
+        for _ in 0..8 {
+            let lengths = receive(from, &mut frames);
+            let now = Instant::now();
+            for (frame, length) in frames.iter().zip(&lengths) {
+                if below(1000) < cable.lost {
+                    continue;
+                }
+                let copies = 1 + u64::from(below(1000) < cable.doubled);
+                for _ in 0..copies {
+                    let held = if below(1000) < cable.reordered {
+                        Duration::from_micros(below(5000))
+                    } else {
+                        Duration::ZERO
+                    };
+                    number += 1;
+                    let mut copy = spare.pop().unwrap_or_default();
+                    copy.clear();
+                    copy.extend_from_slice(&frame[..*length]);
+                    waiting.push(Reverse((now + cable.delay + held, number, copy)));
+                }
             }
-            let copies = 1 + u64::from(below(1000) < cable.doubled);
-            for _ in 0..copies {
-                let held = if below(1000) < cable.reordered {
-                    Duration::from_micros(below(5000))
-                } else {
-                    Duration::ZERO
-                };
-                number += 1;
-                waiting.push(Reverse((
-                    Instant::now() + cable.delay + held,
-                    number,
-                    frame[..length].to_vec(),
-                )));
+            if lengths.len() < BATCH {
+                break;
             }
         }
         let now = Instant::now();
         while waiting.peek().is_some_and(|Reverse((due, ..))| *due <= now) {
-            if let Some(Reverse((_, _, frame))) = waiting.pop() {
-                send(to, &frame);
-                passed(1);
+            while ripe.len() < BATCH
+                && waiting.peek().is_some_and(|Reverse((due, ..))| *due <= now)
+                && let Some(Reverse((_, _, frame))) = waiting.pop()
+            {
+                ripe.push(frame);
             }
+            send(to, &ripe);
+            passed(ripe.len() as u64);
+            spare.append(&mut ripe);
         }
     }
 }
@@ -191,15 +211,65 @@ fn wait(fd: &OwnedFd) {
     unsafe { libc::poll(&raw mut poll, 1, 1) };
 }
 
-fn receive(fd: &OwnedFd, frame: &mut [u8]) -> Option<usize> {
-    // SAFETY: the buffer is writable for its length.
-    let length = unsafe { libc::recv(fd.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
-    usize::try_from(length).ok()
+/// The lengths of the frames that were there, as many as fit.
+fn receive(fd: &OwnedFd, frames: &mut [Vec<u8>]) -> Vec<usize> {
+    let mut parts: Vec<libc::iovec> = frames
+        .iter_mut()
+        .map(|frame| libc::iovec {
+            iov_base: frame.as_mut_ptr().cast(),
+            iov_len: frame.len(),
+        })
+        .collect();
+    let mut headers: Vec<libc::mmsghdr> = parts.iter_mut().map(header).collect();
+    // SAFETY: each header points at a part, each part at a frame that is writable for its length;
+    // all live across the call.
+    let got = unsafe {
+        libc::recvmmsg(
+            fd.as_raw_fd(),
+            headers.as_mut_ptr(),
+            headers.len() as libc::c_uint,
+            libc::MSG_DONTWAIT,
+            std::ptr::null_mut(),
+        )
+    };
+    headers.truncate(usize::try_from(got).unwrap_or(0));
+    headers.iter().map(|head| head.msg_len as usize).collect()
 }
 
-fn send(fd: &OwnedFd, frame: &[u8]) {
-    // SAFETY: the buffer is readable for its length.
-    unsafe { libc::send(fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+/// Sends what it can; what the far end does not take is lost, as on any cable.
+fn send(fd: &OwnedFd, frames: &[Vec<u8>]) {
+    let mut parts: Vec<libc::iovec> = frames
+        .iter()
+        .map(|frame| libc::iovec {
+            iov_base: frame.as_ptr().cast_mut().cast(),
+            iov_len: frame.len(),
+        })
+        .collect();
+    let mut headers: Vec<libc::mmsghdr> = parts.iter_mut().map(header).collect();
+    let mut left = headers.as_mut_slice();
+    while !left.is_empty() {
+        // SAFETY: each header points at a part, each part at a frame that is readable for its length;
+        // all live across the call.
+        let sent = unsafe {
+            libc::sendmmsg(
+                fd.as_raw_fd(),
+                left.as_mut_ptr(),
+                left.len() as libc::c_uint,
+                0,
+            )
+        };
+        // An error is the first one's: the others still have their chance.
+        let sent = usize::try_from(sent).unwrap_or(1).max(1);
+        left = &mut left[sent..];
+    }
+}
+
+fn header(part: &mut libc::iovec) -> libc::mmsghdr {
+    // SAFETY: plain data, all zeroes is valid.
+    let mut head: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    head.msg_hdr.msg_iov = part;
+    head.msg_hdr.msg_iovlen = 1;
+    head
 }
 
 /// Has an interface of this namespace finish checksums itself: on a veth they would stay unfilled,

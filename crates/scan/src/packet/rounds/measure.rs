@@ -1,7 +1,7 @@
 //! Canaries in a scan under way: which ports serve, what they tell about the path, how the rate
 //! follows.
 
-use super::{Rounds, wait_micros};
+use super::{Bounds, Rounds, wait_micros};
 use crate::packet::canary::{FIRST_TRIAL, Failure, PERCHES, SECOND_TRIAL, Sent, is_ssh};
 use crate::packet::listen::{CLOSED, OPEN, Slot};
 use crate::packet::risk::loss_bound;
@@ -10,8 +10,9 @@ use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-/// Canary knocks that even a short round waits for.
-const ENOUGH: usize = 400;
+/// Canary knocks of a round and target at the least, if it is short and if it is one over all ports:
+/// what is waited for is in proportion to what another round would cost.
+const ENOUGH: (usize, usize) = (400, 1024);
 /// Longest wait for an answer ever.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// Rest before doubted canaries are asked again.
@@ -114,9 +115,7 @@ impl Rounds<'_> {
         for _ in 0..count {
             for (target, ports) in asked {
                 for port in ports {
-                    self.send_canary(*target, *port)?;
-                    let at = self.shared.now();
-                    self.canaries[*target].sent.push(Sent { port: *port, at });
+                    self.send_by_itself(*target, *port)?;
                 }
             }
             self.sender.flush()?;
@@ -190,23 +189,35 @@ impl Rounds<'_> {
             return Ok(false);
         }
         let now = self.shared.now();
-        if let Some(gate) = canaries.gate() {
-            let young = now.wrapping_sub(canaries.sent[gate].at) < wait_micros(self.patience);
-            if young && slots[gate].answered.load(Relaxed) == 0 {
+        let most = canaries.most();
+        if canaries.sent.len() - canaries.judged >= most {
+            let patience = wait_micros(self.patience);
+            let under_way = canaries.sent[canaries.judged..]
+                .iter()
+                .zip(&slots[canaries.judged..])
+                .filter(|(knock, slot)| {
+                    slot.answered.load(Relaxed) == 0 && now.wrapping_sub(knock.at) < patience
+                })
+                .count();
+            if under_way >= most {
                 return Ok(false);
             }
         }
         let slot = canaries.sent.len();
-        let Some(port) = canaries.next(now) else {
+        let Some(port) = canaries.next(now, self.sender.pushed()) else {
             return Ok(false);
         };
         self.send_canary_as(target, port, slot)?;
         Ok(true)
     }
 
-    fn send_canary(&mut self, target: usize, port: u16) -> io::Result<()> {
+    /// A canary knock outside of a round's turn.
+    fn send_by_itself(&mut self, target: usize, port: u16) -> io::Result<()> {
         let slot = self.canaries[target].sent.len();
-        self.send_canary_as(target, port, slot)
+        self.send_canary_as(target, port, slot)?;
+        let (at, after) = (self.shared.now(), self.sender.pushed());
+        self.canaries[target].sent.push(Sent { port, at, after });
+        Ok(())
     }
 
     fn send_canary_as(&mut self, target: usize, port: u16, slot: usize) -> io::Result<()> {
@@ -222,11 +233,12 @@ impl Rounds<'_> {
     /// Sends what the round was too short for, slowly enough for the listeners' queues.
     pub(super) fn finish_canaries(&mut self, done: &[bool]) -> io::Result<()> {
         let stop = Instant::now() + self.patience * 8;
+        let enough = (self.ports.len() / 64).clamp(ENOUGH.0, ENOUGH.1);
         while Instant::now() < stop.min(self.end) {
             let mut waiting = false;
             for (target, done) in done.iter().enumerate() {
                 let canaries = &self.canaries[target];
-                if *done || canaries.perches.is_empty() || canaries.sent.len() >= ENOUGH {
+                if *done || canaries.perches.is_empty() || canaries.sent.len() >= enough {
                     continue;
                 }
                 waiting = true;
@@ -262,14 +274,31 @@ impl Rounds<'_> {
                     break;
                 }
                 canaries.judged += 1;
-                self.flow.judge(knock.at, at);
-                if canaries.heard(knock, at != 0) && !doubted.contains(&(target, knock.port)) {
+                self.flow.judge(&knock, at);
+                // What stood in a queue came late; that says nothing about its port.
+                let late = at == 0 && self.flow.was_queued(knock.at);
+                if !late
+                    && canaries.heard(knock, at != 0)
+                    && !doubted.contains(&(target, knock.port))
+                {
                     doubted.push((target, knock.port));
+                }
+            }
+            // One that is lost is waited for; answers to later ones tell of a queue meanwhile.
+            let later = canaries.sent[canaries.judged..].iter();
+            for (knock, slot) in later.zip(&self.shared.slots[target][canaries.judged..]) {
+                match slot.answered.load(Relaxed) {
+                    0 => {}
+                    at => self.flow.glimpse(knock, at),
                 }
             }
         }
         if doubted.is_empty() {
-            self.flow.adapt(now);
+            let queue = self.flow.adapt(now, self.sender.pushed());
+            if !queue.is_zero() {
+                self.sender.flush()?;
+                std::thread::sleep(queue);
+            }
             return Ok(());
         }
         self.rest(&doubted)
@@ -291,9 +320,7 @@ impl Rounds<'_> {
                 if self.canaries[target].sent.len() >= self.shared.slots[target].len() {
                     break;
                 }
-                self.send_canary(target, port)?;
-                let at = self.shared.now();
-                self.canaries[target].sent.push(Sent { port, at });
+                self.send_by_itself(target, port)?;
                 self.sender.flush()?;
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -316,11 +343,24 @@ impl Rounds<'_> {
         Ok(())
     }
 
-    /// The bound on what this round lost. A port that answers far worse than the others limits its
-    /// rate and tells nothing about the path. An answer that took longer than an ordinary port
-    /// would be waited for counts as lost.
-    pub(super) fn judge(&mut self, target: usize) -> f64 {
-        let patience = wait_micros(self.patience);
+    /// The bounds on what this round lost: should it be the last one, then an answer counts as lost
+    /// that took longer than an ordinary port is waited for; and with another round after it, in which
+    /// late answers to ordinary knocks are still heard. A port that answers far worse than the others
+    /// limits its rate and tells nothing about the path.
+    pub(super) fn judge(&mut self, target: usize) -> Bounds {
+        let as_last = self.lost(target, wait_micros(self.patience));
+        let (sent, lost) = self.lost(target, u32::MAX);
+        if sent > 0 {
+            self.flow.path_loses(f64::from(lost) / f64::from(sent));
+        }
+        Bounds {
+            as_last: loss_bound(as_last.0, as_last.1),
+            with_more: loss_bound(sent, lost),
+        }
+    }
+
+    /// Canaries of this round that count, and how many of them were not answered within `patience`.
+    fn lost(&self, target: usize, patience: u32) -> (u32, u32) {
         let mut tally: HashMap<u16, (u32, u32)> = HashMap::new();
         for (slot, knock) in self.knocks(target) {
             let at = slot.answered.load(Relaxed);
@@ -331,13 +371,9 @@ impl Rounds<'_> {
         }
         let rate = |(sent, lost): &(u32, u32)| f64::from(*lost) / f64::from((*sent).max(1));
         let best = tally.values().map(rate).fold(1.0, f64::min);
-        let (sent, lost) = tally
+        tally
             .values()
             .filter(|entry| rate(entry) <= 3.0 * best + 0.1)
-            .fold((0, 0), |sum, entry| (sum.0 + entry.0, sum.1 + entry.1));
-        if sent > 0 {
-            self.flow.path_loses(f64::from(lost) / f64::from(sent));
-        }
-        loss_bound(sent, lost)
+            .fold((0, 0), |sum, entry| (sum.0 + entry.0, sum.1 + entry.1))
     }
 }
