@@ -1,6 +1,7 @@
 //! `portcullis apply`: the plan made real, with a way back.
 
 use super::init::agreed;
+use super::jails::UnderWay;
 use super::plan;
 use crate::args::{Apply, FactsSource, Global, Verify};
 use crate::commands::{print, remark};
@@ -13,6 +14,7 @@ use host::transaction::{
     Watchdog,
 };
 use portcullis_core::host::Host;
+use portcullis_core::plan::{Action, SystemdVerb};
 use portcullis_core::planner::command;
 use portcullis_core::policy::Policy;
 use portcullis_core::text::clean;
@@ -61,6 +63,9 @@ pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
     };
     let mut shown = Shown {
         quiet: global.quiet,
+        facts: &facts,
+        policy: &policy,
+        jails: None,
     };
     let last = RefCell::new(None);
     let observe = || {
@@ -68,8 +73,16 @@ pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
         last.replace(Some(host.clone()));
         host
     };
-    let outcome = transaction::apply(&plan, &options, &observe, &mut shown)
-        .map_err(|error| failed(&error))?;
+    let applied = transaction::apply(&plan, &options, &observe, &mut shown);
+    let jails = shown.jails.take();
+    let outcome = match applied {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            // Its test entries go away with it.
+            jails.map(UnderWay::give_up);
+            return Err(failed(&error));
+        }
+    };
     // As it is after the changes.
     let now = last.take().unwrap_or_else(observe);
     match outcome {
@@ -79,7 +92,7 @@ pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
                 "\n{}\n",
                 paint(GOOD, format!("Done and kept, as transaction {id}."))
             ))?;
-            let proven = proven(&now, &policy)?;
+            let proven = proven(jails, &now, &policy)?;
             Ok(worse(prove(global, args)?, proven))
         }
         Outcome::AwaitingConfirm { id, within } => {
@@ -95,7 +108,7 @@ pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
                 ),
                 paint(HEAD, "new"),
             ))?;
-            let proven = proven(&now, &policy)?;
+            let proven = proven(jails, &now, &policy)?;
             if args.no_wait {
                 remark(&format!(
                     "Nothing was knocked on from outside: this only pays once it is kept. Then\n    {}",
@@ -113,9 +126,12 @@ fn worse(end: Exit, proven: Exit) -> Exit {
     if end == Exit::Clean { proven } else { end }
 }
 
-/// Tries each jail with a marked entry in its log; exit 1 when one does not ban.
-fn proven(now: &Host, policy: &Policy) -> Result<Exit, CliError> {
-    let jails = super::jails::all(now, policy);
+/// Tries each jail with a marked entry in its log, unless that is under way; exit 1 when one does not
+/// ban.
+fn proven(under_way: Option<UnderWay>, now: &Host, policy: &Policy) -> Result<Exit, CliError> {
+    let jails = under_way
+        .and_then(UnderWay::end)
+        .unwrap_or_else(|| super::jails::all(now, policy));
     if jails.is_empty() {
         return Ok(Exit::Clean);
     }
@@ -200,6 +216,11 @@ fn verify_line(args: &Apply) -> String {
     format!("sudo portcullis verify{policy}{from}")
 }
 
+fn starts_fail2ban(action: &Action) -> bool {
+    matches!(action, Action::Systemd { unit, verb: SystemdVerb::Restart | SystemdVerb::EnableNow }
+        if unit == "fail2ban.service")
+}
+
 fn failed(error: &ApplyError) -> CliError {
     let (exit, hint) = match error {
         ApplyError::Busy(_) => (
@@ -241,13 +262,26 @@ fn failed(error: &ApplyError) -> CliError {
     shown
 }
 
-/// Tells each step on standard error.
-struct Shown {
+/// Tells each step on standard error, and has the jails tried as soon as fail2ban runs with them: a
+/// ban takes about as long as the changes that come after.
+struct Shown<'a> {
     quiet: bool,
+    /// The machine before the changes.
+    facts: &'a Host,
+    policy: &'a Policy,
+    jails: Option<UnderWay>,
 }
 
-impl Progress for Shown {
+impl Progress for Shown<'_> {
     fn event(&mut self, event: Event<'_>) {
+        match &event {
+            Event::Changed(change) if starts_fail2ban(&change.action) => {
+                let (facts, policy) = (self.facts.clone(), self.policy.clone());
+                self.jails = Some(UnderWay::begin(facts, policy));
+            }
+            Event::RollingBack { .. } => self.jails.iter().for_each(UnderWay::stop),
+            _ => {}
+        }
         let line = match event {
             Event::Recovering(id) => format!("an unfinished transaction {id} is rolled back first"),
             Event::Snapshot { files } => format!("snapshot taken ({files} files)"),

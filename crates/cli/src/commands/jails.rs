@@ -1,10 +1,20 @@
 //! The proof by injection, for `verify` and `apply`: does each jail really ban?
 
 use host::bans::{Proof, Unproven, prove};
+use host::observe::observe_fail2ban;
 use portcullis_core::host::{Host, Jail};
 use portcullis_core::policy::Policy;
 use serde::Serialize;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Time that a fail2ban that answers gets to have its jails.
+const JAILS: Duration = Duration::from_secs(5);
+/// Time between two looks for them.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What the proof of one jail came to.
 #[derive(Debug, Clone, Serialize)]
@@ -24,6 +34,61 @@ pub struct Shown {
 /// Tries every jail that the policy wants, with one IPv4 and one IPv6 address, all at once: while they
 /// are tried, a countdown to a rollback may run. Nothing where the policy bans nobody.
 pub fn all(host: &Host, policy: &Policy) -> Vec<Shown> {
+    tried(host, policy, &AtomicBool::new(false))
+}
+
+/// The proof under way beside other work.
+pub struct UnderWay {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<Shown>>,
+}
+
+impl UnderWay {
+    /// Tries every jail that the policy wants as soon as fail2ban has it; it has just been started.
+    /// `host`: the machine as it was before.
+    pub fn begin(mut host: Host, policy: Policy) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let end = Instant::now() + JAILS;
+            loop {
+                host.fail2ban = observe_fail2ban();
+                let has = |name: &str| {
+                    let jails = host.fail2ban.iter().flat_map(|f| &f.jails);
+                    jails.into_iter().any(|jail| jail.name == name)
+                };
+                let complete = policy.bans.jails().into_iter().all(has);
+                if complete || stopped.load(Relaxed) || Instant::now() >= end {
+                    break;
+                }
+                std::thread::sleep(LOOK);
+            }
+            tried(&host, &policy, &stopped)
+        });
+        Self { stop, thread }
+    }
+
+    /// Gives up what is not proven yet, soon.
+    pub fn stop(&self) {
+        self.stop.store(true, Relaxed);
+    }
+
+    /// Stops, and waits until the test entries are gone.
+    pub fn give_up(self) {
+        self.stop();
+        self.end();
+    }
+
+    /// Waits for the outcome; `None` after a fault of this program.
+    pub fn end(self) -> Option<Vec<Shown>> {
+        self.thread.join().ok()
+    }
+}
+
+fn tried(host: &Host, policy: &Policy, stop: &AtomicBool) -> Vec<Shown> {
+    if stop.load(Relaxed) {
+        return Vec::new();
+    }
     let names = policy.bans.jails();
     let running = |name: &str| {
         host.fail2ban
@@ -36,7 +101,7 @@ pub fn all(host: &Host, policy: &Policy) -> Vec<Shown> {
         .filter_map(|name| running(name))
         .flat_map(|jail| [(jail, false), (jail, true)])
         .collect();
-    let mut proofs = prove(host, &asked, policy.bans.ipv6_prefix).into_iter();
+    let mut proofs = prove(host, &asked, policy.bans.ipv6_prefix, stop).into_iter();
     let mut out = Vec::new();
     for name in names {
         if running(name).is_none() {

@@ -1,8 +1,8 @@
 //! From facts and policy to a plan: which changes, in which order, and why.
 //!
 //! [`make`] is pure. It compares what should be with what [`Host`] says is, so a host that conforms
-//! gets an empty plan. The order is the safe one: packages, then whatever keeps SSH open, then whatever
-//! closes, then services and bans; [`lint`] states that as rules and the tests hold every plan to it.
+//! gets an empty plan. The order is the safe one: packages, then whatever keeps SSH open, then the
+//! guard, services and bans, and the gate itself last; [`lint`] states that as rules and the tests hold every plan to it.
 
 pub mod bans;
 mod binds;
@@ -163,6 +163,7 @@ pub fn make(host: &Host, policy: &Policy, options: &Options) -> Result<Plan, Ref
     binds::plan(host, policy, &mut draft);
     sources::plan(host, &grants, options, &mut draft);
     fail2ban::plan(host, policy, &chains, &mut draft);
+    gate_last(host, &mut draft.changes);
     if !options.keep_connections {
         cut(host, &grants, guard_changed, &mut draft);
     }
@@ -173,6 +174,24 @@ pub fn make(host: &Host, policy: &Policy, options: &Options) -> Result<Plan, Ref
         changes: draft.changes,
         notes: draft.notes,
     })
+}
+
+/// Puts the enabling of UFW behind all that can be had without it. Of all changes it is the likeliest
+/// to shut somebody out, so it comes when everything else has been made; and what was restarted before
+/// it has had time to show that it stays up.
+fn gate_last(host: &Host, changes: &mut Vec<Change>) {
+    use crate::plan::UfwOp::Enable;
+    // Where UFW is set active already its rules come back first: its command fails without them. And
+    // with MANAGE_BUILTINS it flushes others' jumps, which fail2ban's start puts back.
+    let early = |ufw: &crate::host::Ufw| ufw.enabled || ufw.manage_builtins;
+    if host.ufw.as_ref().is_some_and(early) {
+        return;
+    }
+    let is_gate = |change: &Change| matches!(change.action, Action::Ufw { op: Enable {} });
+    if let Some(at) = changes.iter().position(is_gate) {
+        let gate = changes.remove(at);
+        changes.push(gate);
+    }
 }
 
 fn systemd(unit: &str, verb: crate::plan::SystemdVerb) -> Action {

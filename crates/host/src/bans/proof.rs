@@ -9,6 +9,7 @@ use portcullis_core::host::{Host, Jail};
 use portcullis_core::planner::bans::{place, set_name};
 use portcullis_core::zones;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Time from the deciding entry to the kernel, at most. fail2ban looks at a log file once a second at
@@ -72,7 +73,8 @@ struct Trial<'a> {
 }
 
 /// Proves running jails, all at once, each with an address of one family (`true`: IPv6); the bans are
-/// taken out again. One answer for each that was asked for.
+/// taken out again. One answer for each that was asked for. Once `stop` is set, what is not proven yet
+/// counts as no ban.
 ///
 /// # Errors
 /// See [`Unproven`]; the test ban is gone in every case but [`Unproven::Stuck`].
@@ -80,6 +82,7 @@ pub fn prove(
     host: &Host,
     asked: &[(&Jail, bool)],
     ipv6_prefix: u8,
+    stop: &AtomicBool,
 ) -> Vec<Result<Proof, Unproven>> {
     let mut taken = vec![];
     let mut trials: Vec<Result<Trial<'_>, Unproven>> = vec![];
@@ -99,7 +102,7 @@ pub fn prove(
                 false => waiting = true,
             }
         }
-        if !waiting {
+        if !waiting || stop.load(Relaxed) {
             break;
         }
         std::thread::sleep(TICK);
@@ -121,7 +124,7 @@ pub fn prove(
                 None => Err(Unproven::NoBan {
                     address: trial.address,
                     written: trial.count,
-                    after: PATIENCE,
+                    after: trial.written.elapsed(),
                 }),
             }
         })

@@ -26,10 +26,10 @@ pub use snapshot::{SnapshotError, from_snapshot, snapshot};
 use disk::Disk;
 use gaps::{Gaps, words};
 use kernel::{Processes, Runtime};
-use portcullis_core::host::{Engine, HOST_SCHEMA, Host, Neighbour, Socket, Uncertain};
+use portcullis_core::host::{Engine, Fail2ban, HOST_SCHEMA, Host, Neighbour, Socket, Uncertain};
 use reach::Net;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
@@ -79,6 +79,17 @@ impl Default for Options {
 /// Observes the machine this runs on. Never fails: what cannot be read is in `unseen`.
 pub fn observe() -> Host {
     observe_with(&Options::default())
+}
+
+/// Only fail2ban, as it is on this machine; `None` when it is not installed.
+pub fn observe_fail2ban() -> Option<Fail2ban> {
+    let disk = Disk::new(Path::new("/"));
+    let given = fail2ban::Given {
+        socket: None,
+        patience: Options::default().fail2ban_patience,
+        systemd: false,
+    };
+    fail2ban::read(&disk, &given).0
 }
 
 /// Observes as told. Never fails: what cannot be read is in `unseen`.

@@ -266,6 +266,7 @@ fn make(
         work.still_as_made()?;
         work.one(index, &change.action)
             .map_err(|error| format!("change {} of {of}: {error}", index + 1))?;
+        progress.event(Event::Changed(change));
         if matches!(change.action, Action::InstallPackages { .. }) {
             work.snapshot(1)
                 .map_err(|error| format!("the snapshot after the installation: {error}"))?;

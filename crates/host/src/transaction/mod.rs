@@ -158,6 +158,8 @@ pub enum Event<'a> {
         /// The change.
         change: &'a Change,
     },
+    /// That change is made.
+    Changed(&'a Change),
     /// All changes are made and read back.
     Applied,
     /// The rollback begins.
