@@ -79,7 +79,9 @@ pub fn run(global: &Global, args: &Apply) -> Result<Exit, CliError> {
         Ok(outcome) => outcome,
         Err(error) => {
             // Its test entries go away with it.
-            jails.map(UnderWay::give_up);
+            if let Some(jails) = jails {
+                jails.give_up();
+            }
             return Err(failed(&error));
         }
     };

@@ -12,7 +12,7 @@
 
 use super::faults::Faults;
 use super::{Confirm, TransactionId, Why};
-use crate::change::Touch;
+use crate::change::{Touch, files};
 use nix::fcntl::posix_fallocate;
 use portcullis_core::host::Session;
 use portcullis_core::plan::Plan;
@@ -21,8 +21,9 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
 
 /// Version of the record format.
 pub const JOURNAL_SCHEMA: u32 = 1;
@@ -187,7 +188,7 @@ impl Journal {
         };
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let read = decode(&bytes);
+        let read = with_aside(path, decode(&bytes));
         if read.torn && writable {
             let zeros = vec![0; bytes.len() - usize::try_from(read.end).unwrap_or(bytes.len())];
             // Overwriting keeps the room that was set aside; cutting the file would give it back.
@@ -210,7 +211,33 @@ impl Journal {
 
 /// Reads a journal that somebody else may be writing.
 pub(crate) fn read(path: &Path) -> io::Result<Read> {
-    Ok(decode(&std::fs::read(path)?))
+    Ok(with_aside(path, decode(&std::fs::read(path)?)))
+}
+
+/// The start of a rollback that the journal's own disk blocks did not take. A link has its text in the
+/// folder's metadata, which may be well where they are not.
+pub(crate) fn note_aside(path: &Path, rolling_back: &Record) -> io::Result<()> {
+    let json = serde_json::to_string(rolling_back)?;
+    symlink(json, aside(path))?;
+    files::sync_parent(path)
+}
+
+fn aside(journal: &Path) -> PathBuf {
+    journal.with_file_name("rolling-back")
+}
+
+/// The records, with the one that was noted aside unless the journal took it in the end.
+fn with_aside(path: &Path, mut read: Read) -> Read {
+    use Record::{RolledBack, RollingBack};
+    let mut records = read.records.iter();
+    if !records.any(|record| matches!(record, RollingBack { .. } | RolledBack { .. }))
+        && let Ok(text) = std::fs::read_link(aside(path))
+        && let Ok(record) = serde_json::from_slice(text.as_os_str().as_bytes())
+        && matches!(record, RollingBack { .. })
+    {
+        read.records.push(record);
+    }
+    read
 }
 
 /// `LENGTH CHECKSUM `.
@@ -383,6 +410,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_rollback_noted_aside_counts_until_the_journal_has_it() {
+        let (_folder, path, _bytes) = four();
+        let rolling_back = Record::RollingBack {
+            why: Why::Asked,
+            purge: true,
+            at: String::new(),
+        };
+        note_aside(&path, &rolling_back).unwrap();
+        assert_eq!(read(&path).unwrap().records.last(), Some(&rolling_back));
+        let (mut journal, there) = Journal::open(&path).unwrap();
+        assert_eq!(there.records.len(), 5);
+        journal.append(&rolling_back, &NoFaults).unwrap();
+        assert_eq!(read(&path).unwrap().records.len(), 5);
+        // Anything else in its place is no record.
+        std::fs::remove_file(aside(&path)).unwrap();
+        symlink("/etc/passwd", aside(&path)).unwrap();
+        assert_eq!(read(&path).unwrap().records.len(), 5);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! What opens the door comes first (the packet filter), then files, then services.
 
 use super::faults::Faults;
-use super::journal::{Journal, Read, Record};
+use super::journal::{self, Journal, Read, Record};
 use super::snapshot::{self, Kept, Snapshot};
 use super::state::{Lock, State};
 use super::touched::{Then, Touched, fingerprints};
@@ -88,14 +88,14 @@ pub(super) fn run(
             purge,
             at: clock::wall(),
         };
-        // A record that cannot be written must not keep the door shut: go on without it.
-        if let Err(error) = journal.append(&record, faults)
-            && read
-                .records
-                .iter()
-                .any(|record| matches!(record, Record::Confirmed { .. }))
-        {
-            return Err(lines(error));
+        if let Err(error) = journal.append(&record, faults) {
+            let confirmed = |record: &Record| matches!(record, Record::Confirmed { .. });
+            if read.records.iter().any(confirmed) {
+                return Err(lines(error));
+            }
+            // A record that cannot be written must not keep the door shut: go on without it, but let
+            // nobody confirm what is undone.
+            let _ = journal::note_aside(&state.journal(id), &record);
         }
     }
     let then = Then::read(state.transaction(id), &read.records).map_err(|error| vec![error])?;

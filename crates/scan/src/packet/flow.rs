@@ -125,7 +125,7 @@ impl Flow {
         let [first, last] = self.span?;
         let time = last.came.wrapping_sub(first.came);
         let packets = last.after.checked_sub(first.after)?;
-        (time >= SPAN && time < u32::MAX / 2 && packets > 0)
+        ((SPAN..u32::MAX / 2).contains(&time) && packets > 0)
             .then(|| packets as f64 * 1e6 / f64::from(time))
     }
 
@@ -137,7 +137,7 @@ impl Flow {
         };
         let time = last.came.wrapping_sub(first.came);
         let grown = last.trip.saturating_sub(first.trip);
-        time < u32::MAX / 2 && time >= SPAN && grown >= GROWN && grown > time / 4
+        (SPAN..u32::MAX / 2).contains(&time) && grown >= GROWN && grown > time / 4
     }
 
     /// How long what is under way takes, at `fits` packets per second, beyond the way itself.
