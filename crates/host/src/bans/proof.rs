@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Time that taking a ban out may take.
 const UNBAN: Duration = Duration::from_secs(10);
-/// Time between two looks.
-const TICK: Duration = Duration::from_millis(20);
+/// Time between two looks: each is a program a set, and fail2ban needs the processor too.
+const TICK: Duration = Duration::from_millis(50);
 
 /// A jail that bans.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use super::{Context, Error};
 use crate::exec::{self, Program};
+use crate::observe::fail2ban_does;
 use portcullis_core::plan::SystemdVerb;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -328,11 +329,7 @@ fn restarts(text: &str) -> &str {
 
 /// True when the fail2ban server answers a ping.
 pub(crate) fn fail2ban_alive() -> bool {
-    Program::new("fail2ban-client")
-        .arg("ping")
-        .timeout(Duration::from_secs(5))
-        .output()
-        .is_ok_and(|output| output.success() && output.stdout_text().contains("pong"))
+    fail2ban_does(&["ping"], Duration::from_secs(5))
 }
 
 /// fail2ban answers once its jails are started.

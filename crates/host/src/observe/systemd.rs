@@ -29,6 +29,23 @@ const UNITS: [&str; 16] = [
     "ufw.service",
 ];
 
+/// Where units and their drop-ins are (systemd.unit(5), "Unit File Load Path").
+const FOLDERS: [&str; 13] = [
+    "/etc/systemd/system.control",
+    "/run/systemd/system.control",
+    "/run/systemd/transient",
+    "/run/systemd/generator.early",
+    "/etc/systemd/system",
+    "/etc/systemd/system.attached",
+    "/run/systemd/system",
+    "/run/systemd/system.attached",
+    "/run/systemd/generator",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+    "/run/systemd/generator.late",
+];
+
 /// Most units that are asked about.
 const MAX_UNITS: usize = 1000;
 
@@ -63,11 +80,14 @@ pub(super) fn booted(disk: &Disk) -> bool {
 pub(super) fn read(more: &BTreeSet<String>) -> (Units, Gaps) {
     let mut gaps = Gaps::default();
     let mut names: BTreeSet<&str> = UNITS.into();
+    // The catalog knows many; each one that is not here would cost systemd a search of its folders.
+    let here = files();
     names.extend(
         catalog::services()
             .iter()
             .flat_map(|service| &service.units)
-            .map(String::as_str),
+            .map(String::as_str)
+            .filter(|name| has_file(&here, name)),
     );
     names.extend(more.iter().map(String::as_str));
     names.retain(|name| is_unit_name(name));
@@ -86,6 +106,27 @@ pub(super) fn read(more: &BTreeSet<String>) -> (Units, Gaps) {
             (Units::default(), gaps)
         }
     }
+}
+
+/// Names in systemd's folders: units, links to units, folders of drop-ins.
+fn files() -> BTreeSet<String> {
+    FOLDERS
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+/// Whether a unit, its template or a drop-in of either is among these names.
+fn has_file(names: &BTreeSet<String>, unit: &str) -> bool {
+    let there = |name: &str| names.contains(name) || names.contains(&format!("{name}.d"));
+    let template = unit.split_once('@').and_then(|(name, instance)| {
+        let (_, kind) = instance.rsplit_once('.')?;
+        Some(format!("{name}@.{kind}"))
+    });
+    there(unit) || template.is_some_and(|template| there(&template))
 }
 
 /// As systemd.unit(5) has it; nothing that could be an option or a pattern.
@@ -269,6 +310,19 @@ fn listen(value: &str) -> Option<Listen> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn units_with_a_file_a_template_or_a_drop_in_are_asked_about() {
+        let names = ["ollama.service", "vllm@.service", "tgi.service.d"]
+            .map(str::to_owned)
+            .into();
+        let check = |unit: &str, there: bool| assert_eq!(has_file(&names, unit), there, "{unit}");
+        check("ollama.service", true);
+        check("vllm@a.b.service", true);
+        check("tgi.service", true);
+        check("caddy.service", false);
+        check("vllm.service", false);
+    }
 
     #[test]
     fn show() {
