@@ -206,7 +206,7 @@ fn three_sources(name: &str, release: Release) {
     let applied = operator(&machine, "portcullis apply --yes --no-wait");
     assert!(applied.success(), "{}", applied.text());
     assert_eq!(
-        applied.stdout.matches("yes: a test entry").count(),
+        applied.stdout.matches("yes: tested with").count(),
         4,
         "two families, sshd and recidive: {}",
         applied.stdout

@@ -191,7 +191,7 @@ fn g1_g16_one_apply_closes_everything_but_ssh_and_https() {
         verified.stderr
     );
     assert!(
-        verified.stdout.contains("yes: a test entry"),
+        verified.stdout.contains("yes: tested with"),
         "the jail was not proven: {}",
         verified.stdout
     );

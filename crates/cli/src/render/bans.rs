@@ -85,13 +85,13 @@ fn left(seconds: u64) -> String {
 
 /// What the proof of each jail came to.
 pub fn proofs(jails: &[Shown]) -> String {
-    let mut out = format!("{}\n", paint(HEAD, "Do the jails ban?"));
+    let mut out = format!("{}\n", paint(HEAD, "Do the jails ban? The kernel says:"));
     for jail in jails {
         let line = match (&jail.unproven, jail.milliseconds) {
             (None, Some(ms)) => paint(
                 GOOD,
                 format!(
-                    "  {:<11} yes: a test entry for {} was a ban in the kernel after {ms} ms",
+                    "  {:<11} yes: tested with {}, banned after {ms} ms",
                     clean(&jail.jail),
                     jail.address
                         .map(|address| address.to_string())
@@ -116,6 +116,23 @@ pub fn proofs(jails: &[Shown]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_proof_fits_a_line() {
+        let jail = Shown {
+            jail: "open-webui".into(),
+            address: Some("2001:db8:0:ffff::ffff:77".parse().unwrap()),
+            milliseconds: Some(19_999),
+            unproven: None,
+            failed: false,
+        };
+        for line in proofs(&[jail]).lines() {
+            assert!(
+                anstream::adapter::strip_str(line).to_string().len() <= 80,
+                "{line}"
+            );
+        }
+    }
 
     #[test]
     fn hostile_words_and_long_lists_stay_calm() {

@@ -246,9 +246,10 @@ fn now() -> u64 {
 
 fn documentation(number: u64, ipv6: bool) -> IpAddr {
     if ipv6 {
-        let network = 0x2001_0db8_u128 << 96;
-        let mixed = u128::from(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        return Ipv6Addr::from(network | (mixed << 16) | 0x77).into();
+        // A network of its own, for a jail may ban a /64; short enough to be read.
+        let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let part = |shift: u32| u16::try_from(mixed >> shift & 0xffff).unwrap_or(0);
+        return Ipv6Addr::new(0x2001, 0xdb8, 0, part(48), 0, 0, part(32), 0x77).into();
     }
     let last = u8::try_from(number % 254).unwrap_or(0) + 1;
     match number / 254 % 3 {
