@@ -25,7 +25,7 @@ pub use snapshot::{SnapshotError, from_snapshot, snapshot};
 
 use disk::Disk;
 use gaps::{Gaps, words};
-use kernel::{Processes, Runtime};
+use kernel::{Connection, Processes, Runtime};
 use portcullis_core::host::{Engine, Fail2ban, HOST_SCHEMA, Host, Neighbour, Socket, Uncertain};
 use reach::Net;
 use std::collections::{BTreeMap, BTreeSet};
@@ -131,6 +131,8 @@ pub fn observe_with(options: &Options) -> Host {
         });
         let rules = scope.spawn(|| rules::read(options.rules_from));
         let packages = scope.spawn(|| facts::packages(&disk));
+        // The kernel walks its whole table for these, however few there are.
+        let connections = scope.spawn(connections);
 
         let processes = processes(&mut gaps);
         host.net = net(&mut gaps);
@@ -168,17 +170,12 @@ pub fn observe_with(options: &Options) -> Host {
         let settings = room("sshd", settings, Uncertain::Mechanism, &mut gaps);
         let listening = sshd::listening(&host.sockets, &processes);
         let ports = sshd::ways_in(settings.as_ref(), &listening, &units.listens);
-        match kernel::connections() {
-            Ok(connections) => {
-                let variable = std::env::var("SSH_CONNECTION").ok();
-                let hint = sshd::own_hint(variable.as_deref());
-                let passwd = disk.text("/etc/passwd").ok().flatten();
-                let apart = sshd::apart(passwd.as_deref().unwrap_or_default());
-                host.sessions =
-                    sshd::sessions(&connections, &processes, &ports, hint, apart, &mut gaps);
-            }
-            Err(error) => gaps.add("sessions", words(&error), Uncertain::Mechanism),
-        }
+        let connections = room("sessions", connections, Uncertain::Mechanism, &mut gaps);
+        let variable = std::env::var("SSH_CONNECTION").ok();
+        let hint = sshd::own_hint(variable.as_deref());
+        let passwd = disk.text("/etc/passwd").ok().flatten();
+        let apart = sshd::apart(passwd.as_deref().unwrap_or_default());
+        host.sessions = sshd::sessions(&connections, &processes, &ports, hint, apart, &mut gaps);
         host.sshd = sshd::sshd(
             settings.as_ref(),
             &listening,
@@ -243,6 +240,16 @@ fn processes(gaps: &mut Gaps) -> Processes {
             Processes::default()
         }
     }
+}
+
+/// Who is connected to what, over TCP.
+fn connections() -> (Vec<Connection>, Gaps) {
+    let mut gaps = Gaps::default();
+    let connections = kernel::connections().unwrap_or_else(|error| {
+        gaps.add("sessions", words(&error), Uncertain::Mechanism);
+        Vec::new()
+    });
+    (connections, gaps)
 }
 
 fn net(gaps: &mut Gaps) -> Net {
