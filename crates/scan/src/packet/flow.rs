@@ -272,14 +272,14 @@ mod tests {
         assert!(flow.rate > 300_000.0, "{flow:?}");
         // A canary every 32 packets, and 320 us between two answers: 100,000 a second get through.
         let now = flow.changed + 1;
-        for number in 0..20 {
+        for number in 0..40 {
             let sent = now + number * 100;
             flow.judge(
                 &knock(sent, u64::from(number) * 32),
                 now + 90_000 + number * 320,
             );
         }
-        let pause = flow.adapt(now + 96_080, 9000);
+        let pause = flow.adapt(now + 102_480, 9640);
         assert!((85_000.0..95_000.0).contains(&flow.rate), "{flow:?}");
         assert!(
             (Duration::from_millis(60)..Duration::from_millis(70)).contains(&pause),
