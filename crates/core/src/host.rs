@@ -81,6 +81,12 @@ impl Host {
     pub fn root_engines(&self) -> impl Iterator<Item = &Engine> {
         self.engines.iter().filter(|engine| !engine.rootless)
     }
+
+    /// The jail of that name that fail2ban runs with.
+    pub fn jail(&self, name: &str) -> Option<&Jail> {
+        let mut jails = self.fail2ban.iter().flat_map(|f| &f.jails);
+        jails.find(|jail| jail.name == name)
+    }
 }
 
 /// Something that could not be read.

@@ -53,11 +53,8 @@ impl UnderWay {
             let end = Instant::now() + JAILS;
             loop {
                 host.fail2ban = observe_fail2ban();
-                let has = |name: &str| {
-                    let jails = host.fail2ban.iter().flat_map(|f| &f.jails);
-                    jails.into_iter().any(|jail| jail.name == name)
-                };
-                let complete = policy.bans.jails().into_iter().all(has);
+                let mut wanted = policy.bans.jails().into_iter();
+                let complete = wanted.all(|name| host.jail(name).is_some());
                 if complete || stopped.load(Relaxed) || Instant::now() >= end {
                     break;
                 }
@@ -90,21 +87,15 @@ fn tried(host: &Host, policy: &Policy, stop: &AtomicBool) -> Vec<Shown> {
         return Vec::new();
     }
     let names = policy.bans.jails();
-    let running = |name: &str| {
-        host.fail2ban
-            .iter()
-            .flat_map(|f| &f.jails)
-            .find(|jail| jail.name == name)
-    };
     let asked: Vec<(&Jail, bool)> = names
         .iter()
-        .filter_map(|name| running(name))
+        .filter_map(|name| host.jail(name))
         .flat_map(|jail| [(jail, false), (jail, true)])
         .collect();
     let mut proofs = prove(host, &asked, policy.bans.ipv6_prefix, stop).into_iter();
     let mut out = Vec::new();
     for name in names {
-        if running(name).is_none() {
+        if host.jail(name).is_none() {
             let why = match host.fail2ban.as_ref().is_some_and(|f| f.alive) {
                 true => "fail2ban runs without it",
                 false => "fail2ban does not run",

@@ -117,11 +117,7 @@ pub fn listed(host: &Host, policy: &Bans) -> Vec<Ban> {
         } else {
             name.replace('_', "-")
         };
-        let known = host
-            .fail2ban
-            .iter()
-            .flat_map(|f| &f.jails)
-            .find(|j| j.name == jail);
+        let known = host.jail(&jail);
         for ipv6 in [false, true] {
             let bits = if ipv6 { policy.ipv6_prefix } else { 32 };
             let elements = set_of(host, name, ipv6).map_or(&[][..], |set| &set.elements);

@@ -104,13 +104,7 @@ pub(super) fn plan(host: &Host, policy: &Policy, guard: &[Desired], draft: &mut 
         );
         return;
     };
-    let running = |name: &str| {
-        host.fail2ban
-            .iter()
-            .flat_map(|f| &f.jails)
-            .find(|j| j.name == name)
-    };
-    let jail = running(JAIL);
+    let jail = host.jail(JAIL);
     let ignore: Vec<String> = ignored(host, policy, jail).iter().map(net_text).collect();
     note_remembered(host, policy, jail, draft);
     let dead = !host.fail2ban.as_ref().is_some_and(|f| f.alive);
@@ -176,7 +170,7 @@ pub(super) fn plan(host: &Host, policy: &Policy, guard: &[Desired], draft: &mut 
     let missing: Vec<&str> = wanted
         .iter()
         .map(|jail| jail.name)
-        .filter(|name| running(name).is_none())
+        .filter(|name| host.jail(name).is_none())
         .collect();
     let why = if dead {
         "fail2ban does not run".to_owned()
