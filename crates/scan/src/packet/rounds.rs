@@ -137,6 +137,7 @@ fn is_final(state: u8) -> bool {
 }
 
 /// Upper bounds on what a round lost.
+#[derive(Clone)]
 struct Bounds {
     /// Should no round follow.
     as_last: f64,
@@ -153,9 +154,7 @@ struct Rounds<'a> {
     flow: Flow,
     end: Instant,
     /// Bounds on the loss of the rounds so far, a list a target; 1 for a round without canaries.
-    bounds: Vec<Vec<f64>>,
-    /// Per target, the bound of its latest round once another one has followed.
-    with_more: Vec<Option<f64>>,
+    bounds: Vec<Vec<Bounds>>,
     /// How long an answer may take.
     patience: Duration,
     /// Number of the trial or round under way.
@@ -189,7 +188,6 @@ impl<'a> Rounds<'a> {
             flow: Flow::new(options.rate, max_rate),
             end,
             bounds: vec![Vec::new(); targets.len()],
-            with_more: vec![None; targets.len()],
             patience: FIRST_WAIT,
             turn: 0,
             rests: 0,
@@ -227,7 +225,7 @@ impl<'a> Rounds<'a> {
         }
         format!(
             "too much is lost on the way to be sure: the risk of a missed open port is still {:.0e}",
-            risk(&self.bounds[target])
+            self.risk(target)
         )
     }
 
@@ -241,7 +239,16 @@ impl<'a> Rounds<'a> {
     }
 
     fn measured(&self, target: usize) -> bool {
-        self.bounds[target].len() >= 2 && risk(&self.bounds[target]) <= SURE
+        self.bounds[target].len() >= 2 && self.risk(target) <= SURE
+    }
+
+    /// Risk of a missed open port, should no round follow.
+    fn risk(&self, target: usize) -> f64 {
+        let Some((last, earlier)) = self.bounds[target].split_last() else {
+            return risk(&[]);
+        };
+        let earlier = earlier.iter().map(|round| round.with_more);
+        risk(&earlier.chain([last.as_last]).collect::<Vec<f64>>())
     }
 
     /// True when more rounds would tell nothing: there is no measure and none in sight.
@@ -345,12 +352,7 @@ impl<'a> Rounds<'a> {
         for (target, done) in done.iter().enumerate() {
             if !done && whole {
                 let bounds = self.judge(target);
-                let list = &mut self.bounds[target];
-                if let (Some(last), Some(bound)) = (list.last_mut(), self.with_more[target]) {
-                    *last = bound;
-                }
-                list.push(bounds.as_last);
-                self.with_more[target] = Some(bounds.with_more);
+                self.bounds[target].push(bounds);
             }
         }
         self.learn_patience();
