@@ -33,12 +33,12 @@ const BY_HAND: [&str; 17] = [
     "ufw --force enable",
     "ufw status numbered",
     "iptables -L -n",
-    "cp /root/jail.local /etc/fail2ban/jail.local",
+    "cp /srv/jail.local /etc/fail2ban/jail.local",
     "systemctl enable fail2ban",
     "systemctl restart fail2ban",
     "fail2ban-client status sshd",
     "mkdir -p /etc/systemd/system/ollama.service.d",
-    "cp /root/override.conf /etc/systemd/system/ollama.service.d/override.conf",
+    "cp /srv/override.conf /etc/systemd/system/ollama.service.d/override.conf",
     "systemctl daemon-reload",
     "systemctl restart ollama",
 ];
@@ -46,7 +46,7 @@ const BY_HAND: [&str; 17] = [
 /// Back to the start, for either way.
 const RESET: &str = "portcullis rollback >/dev/null 2>&1; ufw --force disable >/dev/null; \
     rm -rf /etc/fail2ban/jail.local /etc/systemd/system/ollama.service.d; \
-    cp -a /root/saved/etc/. /etc/; nft flush ruleset; systemctl daemon-reload; \
+    cp -a /srv/saved/etc/. /etc/; nft flush ruleset; systemctl daemon-reload; \
     systemctl stop fail2ban; systemctl reset-failed; systemctl restart ollama; sleep 2";
 
 fn by_hand(machine: &Machine) -> Duration {
@@ -139,13 +139,13 @@ fn main() {
     let machine = Machine::of(release).boot("bench-guide").unwrap();
     machine.copy_in(&program, INSIDE).unwrap();
     machine.start_ai_services().unwrap();
-    machine.write("/root/jail.local", JAIL).unwrap();
-    machine.write("/root/override.conf", DROPIN).unwrap();
+    machine.write("/srv/jail.local", JAIL).unwrap();
+    machine.write("/srv/override.conf", DROPIN).unwrap();
     machine
         .ok(&[
             "sh",
             "-c",
-            "mkdir -p /root/saved; cd /; cp -a --parents etc/ufw etc/default/ufw /root/saved",
+            "mkdir -p /srv/saved; cd /; cp -a --parents etc/ufw etc/default/ufw /srv/saved",
         ])
         .unwrap();
     let (mut hand, mut ours) = (vec![], vec![]);
