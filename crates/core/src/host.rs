@@ -212,7 +212,7 @@ pub struct Engine {
     /// later (Docker 24 and newer).
     #[serde(default)]
     pub default_network_ip: Option<String>,
-    /// Where it keeps its data; below `/var/snap` it is the snap package.
+    /// Where it keeps its data, as far as it was told; below `/var/snap` it is the snap package.
     #[serde(default)]
     pub root_dir: Option<String>,
     /// Part of a swarm.

@@ -3,14 +3,14 @@
 //! Asking for a table that is not there makes the kernel load and register it, so the kernel's
 //! list of tables is read first and only tables on it are asked for.
 
-use crate::Error;
 use crate::xt::{self, Blob, Place, SetNames};
+use crate::{Error, sockopt};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use reach::ir::{Base, Counters, Table};
 use reach::{Backend, Ruleset};
 use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 const SO_GET_INFO: libc::c_int = 64;
 const SO_GET_ENTRIES: libc::c_int = 65;
@@ -56,20 +56,7 @@ fn get(fd: &OwnedFd, ipv6: bool, option: libc::c_int, buffer: &mut [u8]) -> Resu
     } else {
         libc::IPPROTO_IP
     };
-    let mut length = buffer.len() as libc::socklen_t;
-    // SAFETY: `fd` is open; the kernel writes at most `length` bytes into `buffer`, which is that
-    // long and lives across the call.
-    let result = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            level,
-            option,
-            buffer.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    Errno::result(result)?;
-    Ok((length as usize).min(buffer.len()))
+    sockopt::get(fd, level, option, buffer)
 }
 
 fn table(name: &str, ipv6: bool, sets: &SetNames) -> Result<Option<Table>, Error> {

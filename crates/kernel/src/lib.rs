@@ -9,6 +9,7 @@
 mod cgroup;
 mod error;
 mod filter;
+mod held;
 mod ipset;
 mod legacy;
 mod net;
@@ -19,11 +20,13 @@ mod path;
 mod process;
 mod procnet;
 mod sockets;
+mod sockopt;
 mod xt;
 
 pub use cgroup::{ContainerRef, Runtime, Unit, container_of_cgroup, unit_of_cgroup};
 pub use error::Error;
 pub use filter::{Filter, filter, ruleset};
+pub use held::connections_of;
 pub use net::{Neighbour, neighbour, neighbours, net};
 pub use netns::{in_netns_of, net_in, sockets_in};
 pub use nft::Stats;

@@ -2,6 +2,7 @@
 
 use crate::sockets::{Socket, sockets};
 use crate::{Error, net};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::sync::mpsc;
@@ -19,49 +20,78 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// whatever `ask` returns.
 pub fn in_netns_of<T: Send + 'static>(
     pid: u32,
-    ask: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ask: impl Fn() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let path = format!("/proc/{pid}/ns/net");
-    let file = |source| Error::File {
-        path: path.clone(),
-        source,
-    };
-    let ns = File::open(&path).map_err(file)?;
+    let mut answers = in_netns_of_each(&[pid], ask);
+    answers.pop().unwrap_or_else(|| Err(late(pid)))
+}
+
+/// As [`in_netns_of`], in those of several processes one after the other; an answer for each.
+fn in_netns_of_each<T: Send + 'static>(
+    pids: &[u32],
+    ask: impl Fn() -> Result<T, Error> + Send + 'static,
+) -> Vec<Result<T, Error>> {
     let (send, receive) = mpsc::channel();
-    let what = format!("network namespace of process {pid}");
-    let thread_what = what.clone();
-    std::thread::Builder::new()
+    let each = pids.to_vec();
+    let thread = std::thread::Builder::new()
         .name("netns".to_owned())
         .spawn(move || {
-            let answer = match setns(&ns, CloneFlags::CLONE_NEWNET) {
-                Ok(()) => ask(),
-                Err(nix::errno::Errno::EPERM) => Err(Error::Permission {
-                    what: thread_what,
-                    needs: "CAP_SYS_ADMIN",
-                }),
-                Err(errno) => Err(Error::Kernel {
-                    what: thread_what,
-                    errno,
-                }),
-            };
-            // The caller may have stopped waiting.
-            let _ = send.send(answer);
+            for pid in each {
+                // The caller may have stopped waiting.
+                if send.send(enter(pid).and_then(|()| ask())).is_err() {
+                    break;
+                }
+            }
+        });
+    if let Err(error) = thread {
+        let errno = error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw);
+        let failed = |pid: &u32| Err(Error::kernel(&what(*pid), errno));
+        return pids.iter().map(failed).collect();
+    }
+    let mut patience = PATIENCE;
+    let answer = |pid: &u32| {
+        receive.recv_timeout(patience).unwrap_or_else(|_| {
+            // The thread is stuck: nobody after this one is answered for.
+            patience = Duration::ZERO;
+            Err(late(*pid))
         })
-        .map_err(file)?;
-    receive.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-        Err(Error::Timeout {
-            what,
-            seconds: PATIENCE.as_secs(),
-        })
+    };
+    pids.iter().map(answer).collect()
+}
+
+fn late(pid: u32) -> Error {
+    Error::Timeout {
+        what: what(pid),
+        seconds: PATIENCE.as_secs(),
+    }
+}
+
+fn what(pid: u32) -> String {
+    format!("network namespace of process {pid}")
+}
+
+/// Moves the calling thread.
+fn enter(pid: u32) -> Result<(), Error> {
+    let path = format!("/proc/{pid}/ns/net");
+    let ns = File::open(&path).map_err(|source| Error::File { path, source })?;
+    setns(&ns, CloneFlags::CLONE_NEWNET).map_err(|errno| match errno {
+        Errno::EPERM => Error::Permission {
+            what: what(pid),
+            needs: "CAP_SYS_ADMIN",
+        },
+        errno => Error::Kernel {
+            what: what(pid),
+            errno,
+        },
     })
 }
 
-/// [`sockets`](crate::sockets()) of the network namespace that process `pid` is in.
+/// [`sockets`](crate::sockets()) of the network namespaces that these processes are in.
 ///
 /// # Errors
-/// As [`in_netns_of`].
-pub fn sockets_in(pid: u32) -> Result<Vec<Socket>, Error> {
-    in_netns_of(pid, sockets)
+/// For each as [`in_netns_of`]; once one was late, so are those after it.
+pub fn sockets_in(pids: &[u32]) -> Vec<Result<Vec<Socket>, Error>> {
+    in_netns_of_each(pids, sockets)
 }
 
 /// [`net`](crate::net()) of the network namespace that process `pid` is in.

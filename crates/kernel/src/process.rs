@@ -2,14 +2,18 @@
 
 use crate::Error;
 use crate::cgroup::{ContainerRef, Unit, container_of_cgroup, unit_of_cgroup};
+use rustix::buffer::spare_capacity;
+use rustix::fs::{CWD, Mode, OFlags, RawDir, fstat, openat, readlinkat_raw};
+use rustix::io::Errno;
+use rustix::path::Arg;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 
 /// Most bytes of a command line that are kept.
-const CMDLINE: u64 = 4096;
+const CMDLINE: usize = 4096;
 /// Most processes that are looked at.
 const MAX_PROCESSES: usize = 131_072;
 /// Most descriptors of one process that are looked at.
@@ -96,12 +100,18 @@ impl Processes {
 pub fn processes() -> Result<Processes, Error> {
     let mut out = Processes::default();
     let mut closed = 0usize;
-    let folder = std::fs::read_dir("/proc").map_err(|source| Error::File {
+    let failed = |errno: Errno| Error::File {
         path: "/proc".to_owned(),
-        source,
-    })?;
-    for entry in folder.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+        source: errno.into(),
+    };
+    let all = Folder::open(CWD, c"/proc").map_err(failed)?;
+    let mut reader = Reader::default();
+    let mut room = room();
+    let mut entries = RawDir::new(&all.0, room.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().ok().and_then(|n| n.parse().ok()) else {
             continue;
         };
         if out.by_pid.len() >= MAX_PROCESSES {
@@ -109,7 +119,8 @@ pub fn processes() -> Result<Processes, Error> {
                 .push(format!("processes beyond the first {MAX_PROCESSES}"));
             break;
         }
-        let Some(process) = process(pid) else {
+        let folder = Folder::open(&all.0, name).ok();
+        let Some(process) = folder.and_then(|folder| reader.process(pid, &folder)) else {
             continue;
         };
         match &process.sockets {
@@ -144,59 +155,192 @@ fn hides_processes() -> bool {
 
 /// One process; `None` when it is gone.
 pub fn process(pid: u32) -> Option<Process> {
-    let folder = format!("/proc/{pid}");
-    let stat = read(&format!("{folder}/stat"), 4096)?;
-    let Stat {
-        comm,
-        parent,
-        kernel_thread,
-        started,
-    } = parse_stat(&stat)?;
-    if kernel_thread {
-        // Half of a quiet host's processes; they have no program, no descriptors and no container.
-        return Some(Process {
+    let folder = Folder::open(CWD, format!("/proc/{pid}").as_str()).ok()?;
+    Reader::default().process(pid, &folder)
+}
+
+/// Room for entries of a folder: some hundred at a time.
+fn room() -> Vec<u8> {
+    Vec::with_capacity(8192)
+}
+
+/// A folder below /proc, held open: whatever is read through it is of one process, even when the
+/// kernel gives its number to another meanwhile.
+pub(crate) struct Folder(OwnedFd);
+
+impl Folder {
+    pub(crate) fn open<P: Arg>(below: impl AsFd, path: P) -> Result<Folder, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(below, path, flags, Mode::empty()).map(Folder)
+    }
+}
+
+/// Reads processes one after the other. A busy host has thousands, with tens of thousands of
+/// descriptors, so that what reading one takes is taken once.
+struct Reader {
+    text: Vec<u8>,
+    link: Vec<u8>,
+    descriptors: Vec<u8>,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self {
+            text: Vec::new(),
+            // The kernel makes no longer target (fs/proc/base.c: do_proc_readlink).
+            link: Vec::with_capacity(4096),
+            descriptors: room(),
+        }
+    }
+}
+
+impl Reader {
+    fn process(&mut self, pid: u32, folder: &Folder) -> Option<Process> {
+        let Stat {
+            comm,
+            parent,
+            kernel_thread,
+            started,
+        } = parse_stat(self.read(folder, c"stat", 4096)?)?;
+        if kernel_thread {
+            // Half of a quiet host's processes; they have no program, no descriptors and no container.
+            return Some(Process {
+                pid,
+                parent,
+                comm,
+                started,
+                sockets: Some(Vec::new()),
+                ..Process::default()
+            });
+        }
+        // The owner of this folder, unlike that of what is in it, is always the effective user
+        // (fs/proc/base.c: task_dump_owner).
+        let uid = fstat(&folder.0).ok()?.st_uid;
+        let cgroup = self
+            .read(folder, c"cgroup", 64 * 1024)
+            .map(|text| String::from_utf8_lossy(text).into_owned());
+        let cmdline = match self.read(folder, c"cmdline", CMDLINE) {
+            Some(text) => arguments(text),
+            None => Vec::new(),
+        };
+        let exe = self.link(folder, c"exe").ok();
+        let exe = exe.map(|path| String::from_utf8_lossy(path).into_owned());
+        let net_ns = self.link(folder, c"ns/net").ok();
+        Some(Process {
             pid,
             parent,
             comm,
+            exe,
+            cmdline,
+            uid,
+            unit: cgroup.as_deref().and_then(unit_of_cgroup),
+            container: cgroup.as_deref().and_then(container_of_cgroup),
+            cgroup,
+            net_ns: net_ns.and_then(|target| inode_of(target, "net:[")),
             started,
-            sockets: Some(Vec::new()),
-            ..Process::default()
-        });
+            sockets: self.sockets(folder),
+        })
     }
-    let status = read(&format!("{folder}/status"), 16 * 1024)?;
-    let cgroup = read(&format!("{folder}/cgroup"), 64 * 1024)
-        .map(|b| String::from_utf8_lossy(&b).into_owned());
-    let cmdline = read(&format!("{folder}/cmdline"), CMDLINE).unwrap_or_default();
-    let link = |name: &str| {
-        let target = std::fs::read_link(format!("{folder}/{name}")).ok()?;
-        Some(target.to_string_lossy().into_owned())
-    };
-    Some(Process {
-        pid,
-        parent,
-        comm,
-        exe: link("exe"),
-        cmdline: arguments(&cmdline),
-        uid: effective_uid(&String::from_utf8_lossy(&status))?,
-        unit: cgroup.as_deref().and_then(unit_of_cgroup),
-        container: cgroup.as_deref().and_then(container_of_cgroup),
-        cgroup,
-        net_ns: link("ns/net").and_then(|l| inode_of(&l, "net:[")),
-        started,
-        sockets: socket_inodes(&folder),
-    })
+
+    /// At most `limit` bytes of a file.
+    fn read(&mut self, folder: &Folder, name: &CStr, limit: usize) -> Option<&[u8]> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = openat(&folder.0, name, flags, Mode::empty()).ok()?;
+        self.text.clear();
+        loop {
+            // /proc tells no size, and little room would mean many reads.
+            self.text.reserve(4096);
+            let room = self.text.capacity() - self.text.len();
+            let read = rustix::io::read(&file, spare_capacity(&mut self.text)).ok()?;
+            // These files have one record: what does not fill the room is the end.
+            if read < room || self.text.len() >= limit {
+                break;
+            }
+        }
+        self.text.truncate(limit);
+        Some(&self.text)
+    }
+
+    /// What a link points to.
+    fn link(&mut self, folder: &Folder, name: &CStr) -> Result<&[u8], Errno> {
+        self.link.clear();
+        readlinkat_raw(&folder.0, name, spare_capacity(&mut self.link))?;
+        Ok(&self.link)
+    }
+
+    /// Inodes of the sockets that a process holds, sorted. `None`: not permitted.
+    fn sockets(&mut self, folder: &Folder) -> Option<Vec<u64>> {
+        let mut room = std::mem::take(&mut self.descriptors);
+        let mut inodes = Some(Vec::new());
+        let walked = descriptors(folder, &mut room, |descriptors, name| {
+            match self.link(descriptors, name) {
+                Ok(target) => {
+                    if let (Some(inodes), Some(inode)) = (&mut inodes, socket(target)) {
+                        inodes.push(inode);
+                    }
+                }
+                Err(Errno::ACCESS | Errno::PERM) => inodes = None,
+                // Closed meanwhile.
+                Err(_) => {}
+            }
+        });
+        self.descriptors = room;
+        if matches!(walked, Err(Errno::ACCESS | Errno::PERM)) {
+            return None;
+        }
+        let mut inodes = inodes?;
+        inodes.sort_unstable();
+        inodes.dedup();
+        Some(inodes)
+    }
 }
 
-/// At most `limit` bytes of a file.
-fn read(path: &str, limit: u64) -> Option<Vec<u8>> {
-    // Room from the start: /proc tells no size, and growing bit by bit would read bit by bit.
-    let mut out = Vec::with_capacity(4096);
-    File::open(path)
-        .ok()?
-        .take(limit)
-        .read_to_end(&mut out)
-        .ok()?;
-    Some(out)
+/// When a process started, as [`Process::started`].
+pub(crate) fn started(folder: &Folder) -> Option<u64> {
+    let mut reader = Reader::default();
+    Some(parse_stat(reader.read(folder, c"stat", 4096)?)?.started)
+}
+
+/// Names each of a process's descriptors that is a socket.
+pub(crate) fn each_socket(folder: &Folder, mut each: impl FnMut(RawFd)) -> Result<(), Errno> {
+    let mut reader = Reader::default();
+    let mut refused = Ok(());
+    descriptors(folder, &mut room(), |descriptors, name| {
+        match reader.link(descriptors, name) {
+            Ok(target) if socket(target).is_some() => {
+                if let Some(fd) = name.to_str().ok().and_then(|n| n.parse().ok()) {
+                    each(fd);
+                }
+            }
+            Err(errno @ (Errno::ACCESS | Errno::PERM)) => refused = Err(errno),
+            _ => {}
+        }
+    })?;
+    refused
+}
+
+/// Names each open descriptor of a process, with the folder that it is in.
+fn descriptors(
+    folder: &Folder,
+    room: &mut Vec<u8>,
+    mut each: impl FnMut(&Folder, &CStr),
+) -> Result<(), Errno> {
+    let folder = Folder::open(&folder.0, c"fd")?;
+    let mut entries = RawDir::new(&folder.0, room.spare_capacity_mut());
+    let mut seen = 0;
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_bytes().first() == Some(&b'.') {
+            continue;
+        }
+        seen += 1;
+        if seen > MAX_FDS {
+            break;
+        }
+        each(&folder, name);
+    }
+    Ok(())
 }
 
 /// What is taken of `/proc/PID/stat`.
@@ -230,11 +374,6 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
     })
 }
 
-fn effective_uid(status: &str) -> Option<u32> {
-    let line = status.lines().find_map(|l| l.strip_prefix("Uid:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
-}
-
 fn arguments(cmdline: &[u8]) -> Vec<String> {
     let trimmed = cmdline.strip_suffix(&[0]).unwrap_or(cmdline);
     if trimmed.is_empty() {
@@ -244,32 +383,14 @@ fn arguments(cmdline: &[u8]) -> Vec<String> {
     trimmed.split(|b| *b == 0).map(part).collect()
 }
 
-/// `socket:[123]` → 123.
-fn inode_of(link: &str, prefix: &str) -> Option<u64> {
-    link.strip_prefix(prefix)?.strip_suffix(']')?.parse().ok()
+/// Target of a descriptor's link to a socket: `socket:[123]` → 123.
+fn socket(target: &[u8]) -> Option<u64> {
+    inode_of(target, "socket:[")
 }
 
-/// `None`: not permitted.
-fn socket_inodes(folder: &str) -> Option<Vec<u64>> {
-    let fds = match std::fs::read_dir(format!("{folder}/fd")) {
-        Ok(fds) => fds,
-        Err(e) if e.kind() == ErrorKind::PermissionDenied => return None,
-        // Gone meanwhile.
-        Err(_) => return Some(Vec::new()),
-    };
-    let mut out = Vec::new();
-    for fd in fds.flatten().take(MAX_FDS) {
-        match std::fs::read_link(fd.path()) {
-            Ok(target) => {
-                out.extend(target.to_str().and_then(|t| inode_of(t, "socket:[")));
-            }
-            Err(e) if e.kind() == ErrorKind::PermissionDenied => return None,
-            Err(_) => {}
-        }
-    }
-    out.sort_unstable();
-    out.dedup();
-    Some(out)
+fn inode_of(target: &[u8], prefix: &str) -> Option<u64> {
+    let number = target.strip_prefix(prefix.as_bytes())?.strip_suffix(b"]")?;
+    std::str::from_utf8(number).ok()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -11,12 +11,13 @@ use nix::sys::socket::SockProtocol;
 use reach::Proto;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::OnceLock;
 
 const TCPDIAG_GETSOCK: u16 = 18;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const INET_DIAG_CGROUP_ID: u16 = 21;
-const TCP_ESTABLISHED: u32 = 1;
+pub(crate) const TCP_ESTABLISHED: u32 = 1;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 
@@ -83,26 +84,23 @@ pub fn sockets() -> Result<Vec<Socket>, Error> {
 }
 
 pub(crate) fn sockets_from(source: Source) -> Result<Vec<Socket>, Error> {
-    let mut out = Vec::new();
-    for (proto, states) in [(Proto::Tcp, 1 << TCP_LISTEN), (Proto::Udp, 1 << TCP_CLOSE)] {
-        out.extend(
-            source
-                .ask(proto, states)?
-                .into_iter()
-                // A UDP socket that never bound has no port and receives nothing.
-                .filter(|e| e.local_port != 0)
-                .map(|e| Socket {
-                    proto,
-                    address: e.local,
-                    port: e.local_port,
-                    v6only: e.v6only,
-                    device: e.device,
-                    uid: e.uid,
-                    inode: e.inode,
-                    cgroup: e.cgroup,
-                }),
-        );
-    }
+    let wanted = [(Proto::Tcp, 1 << TCP_LISTEN), (Proto::Udp, 1 << TCP_CLOSE)];
+    let mut out: Vec<_> = source
+        .ask(&wanted)?
+        .into_iter()
+        // A UDP socket that never bound has no port and receives nothing.
+        .filter(|(_, e)| e.local_port != 0)
+        .map(|(proto, e)| Socket {
+            proto,
+            address: e.local,
+            port: e.local_port,
+            v6only: e.v6only,
+            device: e.device,
+            uid: e.uid,
+            inode: e.inode,
+            cgroup: e.cgroup,
+        })
+        .collect();
     out.sort();
     Ok(out)
 }
@@ -117,9 +115,9 @@ pub fn connections() -> Result<Vec<Connection>, Error> {
 
 pub(crate) fn connections_from(source: Source) -> Result<Vec<Connection>, Error> {
     let mut out: Vec<_> = source
-        .ask(Proto::Tcp, 1 << TCP_ESTABLISHED)?
+        .ask(&[(Proto::Tcp, 1 << TCP_ESTABLISHED)])?
         .into_iter()
-        .map(|e| Connection {
+        .map(|(_, e)| Connection {
             local: e.local.to_canonical(),
             local_port: e.local_port,
             peer: e.peer.to_canonical(),
@@ -158,25 +156,39 @@ pub(crate) enum Source {
 impl Source {
     /// sock_diag where it is there already.
     fn usual() -> Source {
-        match ["inet_diag", "tcp_diag", "udp_diag"]
-            .into_iter()
-            .all(present)
-        {
-            true => Source::Diag,
-            false => Source::Proc,
+        // What is there once stays, and a host's containers are all asked one after the other.
+        static THERE: OnceLock<()> = OnceLock::new();
+        let modules = ["inet_diag", "tcp_diag", "udp_diag"];
+        if THERE.get().is_none() && !modules.into_iter().all(present) {
+            return Source::Proc;
         }
+        THERE.get_or_init(|| ());
+        Source::Diag
     }
 
-    fn ask(self, proto: Proto, states: u32) -> Result<Vec<Entry>, Error> {
+    /// Sockets of each protocol that are in one of these states (a bit for each).
+    fn ask(self, wanted: &[(Proto, u32)]) -> Result<Vec<(Proto, Entry)>, Error> {
+        let mut out = Vec::new();
         match self {
-            Source::Diag => by_diag(proto, states),
-            Source::Proc => procnet::ask(proto, states),
+            Source::Diag => {
+                let mut nl = Netlink::open(SockProtocol::NetlinkSockDiag, "sockets")?;
+                for (proto, states) in wanted {
+                    let found = by_diag(&mut nl, *proto, *states)?;
+                    out.extend(found.into_iter().map(|entry| (*proto, entry)));
+                }
+            }
+            Source::Proc => {
+                for (proto, states) in wanted {
+                    let found = procnet::ask(*proto, *states)?;
+                    out.extend(found.into_iter().map(|entry| (*proto, entry)));
+                }
+            }
         }
+        Ok(out)
     }
 }
 
-fn by_diag(proto: Proto, states: u32) -> Result<Vec<Entry>, Error> {
-    let mut nl = Netlink::open(SockProtocol::NetlinkSockDiag, "sockets")?;
+fn by_diag(nl: &mut Netlink, proto: Proto, states: u32) -> Result<Vec<Entry>, Error> {
     if proto == Proto::Tcp {
         // Both families in one go: the kernel walks its whole table of connections for each question, which on a
         // machine with much memory costs more than all else, and the newer request takes one family at a time.

@@ -380,8 +380,10 @@ fn no_program_is_run_to_read_anything() {
         kernel::net().unwrap();
         kernel::sockets().unwrap();
         kernel::connections().unwrap();
-        kernel::processes().unwrap();
-        kernel::sockets_in(std::process::id()).unwrap();
+        let processes = kernel::processes().unwrap();
+        let this = std::process::id();
+        kernel::connections_of(processes.get(this).unwrap()).unwrap();
+        assert!(kernel::sockets_in(&[this])[0].is_ok());
     });
 }
 
@@ -431,7 +433,10 @@ fn without_privilege_what_is_missing_is_said() {
         // These are open to everyone.
         assert_eq!(kernel::net().unwrap().interfaces.len(), 1);
         kernel::sockets().unwrap();
-        let theirs = kernel::sockets_in(1).unwrap_err();
+        let theirs = kernel::sockets_in(&[1]).pop().unwrap().unwrap_err();
+        assert!(theirs.is_permission(), "{theirs}");
+        let first = kernel::process(1).unwrap();
+        let theirs = kernel::connections_of(&first).unwrap_err();
         assert!(theirs.is_permission(), "{theirs}");
     });
 }

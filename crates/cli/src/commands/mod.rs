@@ -17,7 +17,7 @@ pub mod verify;
 pub mod why;
 
 use crate::error::CliError;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 
 /// Writes data to standard output; a reader that went away is no error of ours.
 pub fn print(text: &str) -> Result<(), CliError> {
@@ -25,7 +25,11 @@ pub fn print(text: &str) -> Result<(), CliError> {
 }
 
 fn write(mut out: impl Write, text: &str) -> Result<(), CliError> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+fn written(result: std::io::Result<()>) -> Result<(), CliError> {
+    match result {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(CliError::usage("cannot write to standard output").because(&error))
         }
@@ -35,10 +39,17 @@ fn write(mut out: impl Write, text: &str) -> Result<(), CliError> {
 
 /// Writes a value as pretty JSON to standard output.
 pub fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| CliError::usage("cannot put the answer into JSON").because(&error))?;
-    // No colours to take out, and looking for them costs more than making the text.
-    write(std::io::stdout().lock(), &(text + "\n"))
+    // No colours to take out, and looking for them costs more than making the text. Written as it is made: the
+    // facts of a host are a megabyte.
+    let mut out = BufWriter::with_capacity(64 * 1024, std::io::stdout().lock());
+    match serde_json::to_writer_pretty(&mut out, value) {
+        Err(error) if !error.is_io() => {
+            return Err(CliError::usage("cannot put the answer into JSON").because(&error));
+        }
+        Err(error) => return written(Err(error.into())),
+        Ok(()) => {}
+    }
+    written(out.write_all(b"\n").and_then(|()| out.flush()))
 }
 
 /// Writes a remark to standard error.

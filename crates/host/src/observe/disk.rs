@@ -36,6 +36,11 @@ impl Disk {
         read(&self.path(absolute), limit)
     }
 
+    /// A regular file to read from, `None` when there is none.
+    pub fn open(&self, absolute: &str) -> io::Result<Option<File>> {
+        open(&self.path(absolute))
+    }
+
     /// A settings file as text; bytes that are no UTF-8 become U+FFFD.
     pub fn text(&self, absolute: &str) -> io::Result<Option<String>> {
         let bytes = self.bytes(absolute, SETTINGS)?;
@@ -59,8 +64,8 @@ impl Disk {
     }
 }
 
-/// A regular file's bytes; see [`Disk::bytes`].
-pub(super) fn read(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+/// A regular file; see [`Disk::open`].
+fn open(path: &Path) -> io::Result<Option<File>> {
     // Not blocking: opening a FIFO that somebody put there would otherwise wait for a writer.
     let file = File::options()
         .read(true)
@@ -79,6 +84,14 @@ pub(super) fn read(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
             "not a regular file",
         ));
     }
+    Ok(Some(file))
+}
+
+/// A regular file's bytes; see [`Disk::bytes`].
+pub(super) fn read(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    let Some(file) = open(path)? else {
+        return Ok(None);
+    };
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {

@@ -7,7 +7,8 @@ use portcullis_core::host::{FileFact, Uncertain};
 use portcullis_core::planner::managed_files;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -100,30 +101,54 @@ pub(super) fn packages(disk: &Disk) -> (BTreeMap<String, Option<String>>, Gaps) 
     // Reading the file takes a tenth of what starting dpkg-query does. It has the last word while
     // packages are being installed.
     let pending = std::fs::read_dir(disk.path(UPDATES)).map(|mut folder| folder.next().is_some());
-    match (disk.bytes(STATUS, MAX_STATUS), pending) {
-        (Ok(Some(bytes)), Ok(false)) => (
-            installed(stanzas(&String::from_utf8_lossy(&bytes))),
-            Gaps::default(),
-        ),
+    let read = |file: File| match file.metadata()?.len() {
+        0..=MAX_STATUS => known(BufReader::with_capacity(64 * 1024, file.take(MAX_STATUS))),
+        _ => Err(io::Error::from(io::ErrorKind::FileTooLarge)),
+    };
+    let read = disk
+        .open(STATUS)
+        .and_then(|file| file.map(read).transpose());
+    match (read, pending) {
+        (Ok(Some(found)), Ok(false)) => {
+            let found = found.iter();
+            let found = found.map(|(name, state, version)| (*name, &**state, &**version));
+            (installed(found), Gaps::default())
+        }
         (Ok(None), _) => Default::default(),
         _ if disk.is_real() => asked(),
         _ => Default::default(),
     }
 }
 
-/// The fields that matter of the stanzas of [`PACKAGES`] in dpkg's database: name, state, version.
-fn stanzas(status: &str) -> impl Iterator<Item = (&str, &str, &str)> {
-    status.split("\n\n").filter_map(|stanza| {
-        let field = |name: &str| {
-            let mut lines = stanza.lines();
-            lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+/// What dpkg's database has of [`PACKAGES`]: name, state, version. It has some hundred thousand lines, nearly
+/// all of them about other packages. A stanza begins with the package's name, and lines that go on begin with
+/// a space (deb-control(5)).
+fn known(mut status: impl BufRead) -> io::Result<Vec<(&'static str, String, String)>> {
+    let mut found = Vec::new();
+    let mut current = None;
+    let mut line = Vec::new();
+    while status.read_until(b'\n', &mut line)? > 0 {
+        let value = |field: &str| {
+            let value = line.strip_prefix(field.as_bytes())?;
+            Some(String::from_utf8_lossy(value).trim().to_owned())
         };
-        // Nearly all are of other packages, and the name comes first.
-        let name = field("Package").filter(|name| PACKAGES.contains(name))?;
-        // `install ok installed`: what is wanted, whether that went wrong, the state.
-        let state = field("Status")?.split(' ').next_back()?;
-        Some((name, state, field("Version").unwrap_or_default()))
-    })
+        if line.starts_with(b"Package:") {
+            let name = value("Package:").unwrap_or_default();
+            current = PACKAGES.iter().find(|known| **known == name);
+            found.extend(current.map(|name| (*name, String::new(), String::new())));
+        } else if current.is_some()
+            && let Some((_, state, version)) = found.last_mut()
+        {
+            // `install ok installed`: what is wanted, whether that went wrong, the state.
+            if let Some(words) = value("Status:") {
+                *state = words.split(' ').next_back().unwrap_or_default().to_owned();
+            } else if let Some(value) = value("Version:") {
+                *version = value;
+            }
+        }
+        line.clear();
+    }
+    Ok(found)
 }
 
 /// As dpkg-query tells it.

@@ -25,7 +25,7 @@ pub use snapshot::{SnapshotError, from_snapshot, snapshot};
 
 use disk::Disk;
 use gaps::{Gaps, words};
-use kernel::{Connection, Processes, Runtime};
+use kernel::{Processes, Runtime};
 use portcullis_core::host::{Engine, Fail2ban, HOST_SCHEMA, Host, Neighbour, Socket, Uncertain};
 use reach::Net;
 use std::collections::{BTreeMap, BTreeSet};
@@ -131,9 +131,6 @@ pub fn observe_with(options: &Options) -> Host {
         });
         let rules = scope.spawn(|| rules::read(options.rules_from));
         let packages = scope.spawn(|| facts::packages(&disk));
-        // The kernel walks its whole table for these, however few there are.
-        let connections = scope.spawn(connections);
-
         let processes = processes(&mut gaps);
         host.net = net(&mut gaps);
         host.neighbours = neighbours(&host.net, &mut gaps);
@@ -157,9 +154,7 @@ pub fn observe_with(options: &Options) -> Host {
             &mut gaps,
         );
         host.compose_files = docker::compose_files(&disk, &host.engines);
-        for engine in &mut host.engines {
-            engine.tls_verify = engine.tls_verify.or(daemon_wants_tls(&processes));
-        }
+        docker::command_line(&mut host.engines, &processes);
         host.nftables_flush = facts::nftables_flush(&disk);
         add_containers(&mut host, &processes, &users, &mut gaps);
         let units = room("systemd units", units, Uncertain::Names, &mut gaps);
@@ -170,9 +165,12 @@ pub fn observe_with(options: &Options) -> Host {
         let settings = room("sshd", settings, Uncertain::Mechanism, &mut gaps);
         let listening = sshd::listening(&host.sockets, &processes);
         let ports = sshd::ways_in(settings.as_ref(), &listening, &units.listens);
-        let connections = room("sessions", connections, Uncertain::Mechanism, &mut gaps);
         let variable = std::env::var("SSH_CONNECTION").ok();
         let hint = sshd::own_hint(variable.as_deref());
+        let connections = sshd::connections(&processes, hint).unwrap_or_else(|error| {
+            gaps.add("sessions", words(&error), Uncertain::Mechanism);
+            Vec::new()
+        });
         let passwd = disk.text("/etc/passwd").ok().flatten();
         let apart = sshd::apart(passwd.as_deref().unwrap_or_default());
         host.sessions = sshd::sessions(&connections, &processes, &ports, hint, apart, &mut gaps);
@@ -242,16 +240,6 @@ fn processes(gaps: &mut Gaps) -> Processes {
     }
 }
 
-/// Who is connected to what, over TCP.
-fn connections() -> (Vec<Connection>, Gaps) {
-    let mut gaps = Gaps::default();
-    let connections = kernel::connections().unwrap_or_else(|error| {
-        gaps.add("sessions", words(&error), Uncertain::Mechanism);
-        Vec::new()
-    });
-    (connections, gaps)
-}
-
 fn net(gaps: &mut Gaps) -> Net {
     kernel::net().unwrap_or_else(|error| {
         gaps.add(
@@ -261,15 +249,6 @@ fn net(gaps: &mut Gaps) -> Net {
         );
         Net::default()
     })
-}
-
-/// `--tlsverify` on dockerd's command line, where there is a dockerd.
-fn daemon_wants_tls(processes: &Processes) -> Option<bool> {
-    let daemon = processes
-        .iter()
-        .find(|p| p.comm == "dockerd" && !p.cmdline.is_empty())?;
-    let says = |a: &String| matches!(a.as_str(), "--tlsverify" | "--tlsverify=true");
-    Some(daemon.cmdline.iter().any(says))
 }
 
 /// Who is on the links. No verdict depends on it.

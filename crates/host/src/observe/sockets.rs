@@ -108,8 +108,13 @@ pub(super) fn of_containers(
         );
     }
     let mut sockets = Vec::new();
-    for namespace in namespaces.values().take(MAX_NAMESPACES) {
-        match kernel::sockets_in(namespace.pid) {
+    let pids: Vec<u32> = namespaces
+        .values()
+        .take(MAX_NAMESPACES)
+        .map(|namespace| namespace.pid)
+        .collect();
+    for (namespace, found) in namespaces.values().zip(kernel::sockets_in(&pids)) {
+        match found {
             Ok(found) => {
                 // Of a shared namespace (a pod) the first container stands for all, unless the
                 // socket's own process tells.

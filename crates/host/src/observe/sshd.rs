@@ -289,6 +289,33 @@ pub(super) fn apart(passwd: &str) -> Option<u32> {
         .filter(|uid| *uid != 0)
 }
 
+/// Established TCP connections: of those that sshd holds, all. Where every process can be seen, only
+/// sshd's are asked; anywhere else, and where the connection that this process came in by is none of
+/// them, the kernel is asked for all that there are.
+pub(super) fn connections(
+    processes: &Processes,
+    own_hint: Option<(IpAddr, u16)>,
+) -> Result<Vec<Connection>, kernel::Error> {
+    let held = || -> Option<Vec<Connection>> {
+        if !processes.unseen.is_empty() {
+            return None;
+        }
+        let mut held = BTreeSet::new();
+        for process in processes.iter().filter(|p| is_root_sshd(p, processes)) {
+            held.extend(kernel::connections_of(process).ok()?);
+        }
+        let known = own_hint.is_none_or(|(peer, port)| {
+            let mut ends = held.iter().map(|c| (c.peer.to_canonical(), c.peer_port));
+            ends.any(|end| end == (peer, port))
+        });
+        known.then(|| held.into_iter().collect())
+    };
+    match held() {
+        Some(held) => Ok(held),
+        None => kernel::connections(),
+    }
+}
+
 /// Who is connected. `ports` are those where sshd listens or is told to; `apart` is [`apart`]'s.
 pub(super) fn sessions(
     connections: &[Connection],

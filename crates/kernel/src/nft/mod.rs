@@ -1,8 +1,9 @@
 //! nf_tables over netlink (include/uapi/linux/netfilter/nf_tables.h).
 //!
-//! Tables, chains, sets with their elements, rules chain by chain, objects and flowtables, all of
-//! one generation of the ruleset. Rules are asked for by chain: the kernel walks a table from its
-//! beginning for every datagram of a dump, so asking by table is quadratic in all its rules.
+//! Tables, chains, sets with their elements, rules, objects and flowtables, all of one generation
+//! of the ruleset. Rules are asked for by chain: the kernel walks a table from its beginning for
+//! every datagram of a dump, so asking by table is quadratic in all its rules. Only a table of few
+//! rules, which take a handful of datagrams, is asked for at once.
 
 mod finish;
 mod iptables;
@@ -110,6 +111,8 @@ struct RawTable {
     name: Vec<u8>,
     table: Table,
     chains: Vec<Vec<u8>>,
+    /// Rules of its chains, and jumps to them: no fewer than its rules.
+    uses: u64,
     sets: HashMap<String, RawSet>,
     /// Names of its sets in the kernel's order.
     set_order: Vec<String>,
@@ -195,6 +198,7 @@ fn tables(nl: &mut Netlink) -> Result<Vec<RawTable>, Error> {
             name,
             table,
             chains: Vec::new(),
+            uses: 0,
             sets: HashMap::new(),
             set_order: Vec::new(),
         })
@@ -208,8 +212,14 @@ fn find<'t>(tables: &'t mut [RawTable], number: u8, name: &[u8]) -> Option<&'t m
         .find(|t| t.number == number && t.name == name)
 }
 
-/// A chain as dumped: family, table, name, chain.
-type DumpedChain = (u8, Vec<u8>, Vec<u8>, Chain);
+/// A chain as dumped.
+struct DumpedChain {
+    family: u8,
+    table: Vec<u8>,
+    name: Vec<u8>,
+    uses: u32,
+    chain: Chain,
+}
 
 fn chains(nl: &mut Netlink, tables: &mut [RawTable]) -> Result<(), Error> {
     let what = "nf_tables chains";
@@ -225,12 +235,20 @@ fn chains(nl: &mut Netlink, tables: &mut [RawTable]) -> Result<(), Error> {
             // packets that the known hooks see. The chain is kept as one that nothing calls.
             chain.comment = Some("hooked in a way that is not known".to_owned());
         }
-        Some((number, table, name, chain))
+        Some(DumpedChain {
+            family: number,
+            table,
+            name,
+            // NFTA_CHAIN_USE.
+            uses: a.find(6).and_then(|uses| uses.be32()).unwrap_or(u32::MAX),
+            chain,
+        })
     })?;
-    for (number, table, name, chain) in found {
-        if let Some(t) = find(tables, number, &table) {
-            t.chains.push(name);
-            t.table.chains.push(chain);
+    for found in found {
+        if let Some(t) = find(tables, found.family, &found.table) {
+            t.chains.push(found.name);
+            t.uses += u64::from(found.uses);
+            t.table.chains.push(found.chain);
         }
     }
     Ok(())

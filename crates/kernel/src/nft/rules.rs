@@ -2,7 +2,8 @@
 //!
 //! The kernel walks a chain from its first rule for every datagram of a dump, so that a long chain
 //! costs it far more than it costs us to understand it: whoever waits for the kernel hands over
-//! what came, and somebody else decodes. Dumps of two chains over two sockets run side by side.
+//! what came, and somebody else decodes. Dumps of two chains over two sockets run side by side. Most
+//! tables are small, though, and have more chains than rules: they are asked for at once.
 
 use super::*;
 use std::collections::VecDeque;
@@ -14,6 +15,8 @@ const MAX_RULES: usize = 4_000_000;
 const BATCH: usize = 64 * 1024;
 /// Most batches that wait for a decoder; whoever finds as many decodes his own.
 const MAX_WAITING: usize = 64;
+/// Most rules of a table that is asked for as a whole: a few datagrams of the kernel's.
+const MAX_WHOLE: u64 = 512;
 /// Most threads that ask and decode.
 const MAX_HANDS: usize = 4;
 
@@ -31,10 +34,18 @@ pub(super) type RawRules = Vec<Vec<RawRule>>;
 /// A chain: index of its table, and of the chain in it.
 type Place = (usize, usize);
 
-/// Messages of one chain's dump, each with its length in 4 bytes before it.
+/// What is asked for in one dump.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Chain(Place),
+    /// All chains of the table with this index.
+    Table(usize),
+}
+
+/// Messages of one chain, each with its length in 4 bytes before it.
 struct Batch {
     place: Place,
-    /// Number of the batch within its chain.
+    /// Those of one chain come in the order of their numbers.
     number: usize,
     messages: Vec<u8>,
 }
@@ -42,8 +53,8 @@ struct Batch {
 /// What there is to do, and what was done.
 #[derive(Default)]
 struct Work {
-    /// Chains that nobody has asked for yet.
-    chains: VecDeque<Place>,
+    /// What nobody has asked for yet.
+    parts: VecDeque<Part>,
     /// What came and is not decoded.
     batches: VecDeque<Batch>,
     /// Threads that are asking: more batches may come.
@@ -73,8 +84,13 @@ pub(super) fn read(
 ) -> Result<Vec<RawRules>, Error> {
     let mut work = Work::default();
     for (t, table) in tables.iter().enumerate() {
-        work.chains
-            .extend((0..table.chains.len()).map(|at| (t, at)));
+        match table.uses {
+            0..=MAX_WHOLE => work.parts.push_back(Part::Table(t)),
+            _ => {
+                let chains = (0..table.chains.len()).map(|at| Part::Chain((t, at)));
+                work.parts.extend(chains);
+            }
+        }
     }
     let shared = Shared {
         work: Mutex::new(work),
@@ -143,16 +159,16 @@ impl Shared<'_> {
                 drop(work);
                 self.decode(batch);
                 work = self.lock();
-            } else if let Some(place) = work.chains.pop_front() {
+            } else if let Some(part) = work.parts.pop_front() {
                 work.asking += 1;
                 drop(work);
                 // Also when a fault of ours ends it.
                 let asking = Asking(self);
                 let answer = match &mut nl {
-                    Some(nl) => self.ask(nl, place),
+                    Some(nl) => self.ask(nl, part),
                     None => match own.take().map_or_else(socket, Ok) {
                         Ok(mut socket) => {
-                            let answer = self.ask(&mut socket, place);
+                            let answer = self.ask(&mut socket, part);
                             own = Some(socket);
                             answer
                         }
@@ -161,9 +177,9 @@ impl Shared<'_> {
                 };
                 work = self.lock();
                 match answer {
-                    Ok(count) => {
-                        work.counts.insert(place, count);
-                        work.total += count;
+                    Ok(counts) => {
+                        work.total += counts.iter().map(|(_, count)| count).sum::<usize>();
+                        work.counts.extend(counts);
                         if work.total > MAX_RULES {
                             work.fail(Error::TooMuch {
                                 what: "nf_tables rules".to_owned(),
@@ -187,42 +203,66 @@ impl Shared<'_> {
         }
     }
 
-    /// Asks for the rules of one chain; their number.
-    fn ask(&self, nl: &mut Netlink, place: Place) -> Result<usize, Error> {
-        let table = &self.tables[place.0];
-        let name = &table.chains[place.1];
+    /// Asks for the rules of a chain or of a whole table; how many each chain has.
+    fn ask(&self, nl: &mut Netlink, part: Part) -> Result<Vec<(Place, usize)>, Error> {
+        let (t, only) = match part {
+            Part::Chain((t, at)) => (t, Some(at)),
+            Part::Table(t) => (t, None),
+        };
+        let table = &self.tables[t];
         let mut payload = request(table.number);
         put_text(&mut payload, 1, &table.name);
-        put_text(&mut payload, 2, name);
+        if let Some(at) = only {
+            put_text(&mut payload, 2, &table.chains[at]);
+        }
         let mut next = Batch {
-            place,
+            place: (t, only.unwrap_or(0)),
             number: 0,
             messages: Vec::new(),
         };
         let kind = SUBSYSTEM << 8 | GETRULE;
         let found = nl.dump("nf_tables rules", kind, &payload, |m: Message<'_>| {
             let a = Attrs(m.body.get(4..)?);
-            // The kernel filters; a kernel that does not would mix the chains.
-            if name_slice(a.find(2)?) != name || name_slice(a.find(1)?) != table.name {
+            // The kernel filters; a kernel that does not would mix the tables, or the chains.
+            if name_slice(a.find(1)?) != table.name {
                 return None;
+            }
+            let name = name_slice(a.find(2)?);
+            // Chain after chain: it is most often that of the rule before.
+            let at = match next.place.1 {
+                at if table.chains.get(at).is_some_and(|chain| chain == name) => at,
+                _ if only.is_some() => return None,
+                _ => table.chains.iter().position(|chain| chain == name)?,
+            };
+            if at != next.place.1 || next.messages.len() > BATCH {
+                let full = next.messages.len() > BATCH;
+                let following = Batch {
+                    place: (t, at),
+                    number: next.number + 1,
+                    messages: Vec::with_capacity(if full { BATCH + BATCH / 8 } else { 0 }),
+                };
+                let came = std::mem::replace(&mut next, following);
+                match full {
+                    true => self.hand_over(came),
+                    false => self.decode(came),
+                }
             }
             next.messages.extend((a.0.len() as u32).to_ne_bytes());
             next.messages.extend(a.0);
-            if next.messages.len() > BATCH {
-                let number = next.number + 1;
-                let messages = Vec::with_capacity(BATCH + BATCH / 8);
-                let following = Batch {
-                    place,
-                    number,
-                    messages,
-                };
-                self.hand_over(std::mem::replace(&mut next, following));
-            }
-            Some(())
+            Some(at)
         })?;
         // What is left is short.
         self.decode(next);
-        Ok(found.len())
+        let chains = match only {
+            Some(at) => at..at + 1,
+            None => 0..table.chains.len(),
+        };
+        let mut counts: Vec<(Place, usize)> = chains.map(|at| ((t, at), 0)).collect();
+        let first = only.unwrap_or(0);
+        for at in found {
+            counts[at - first].1 += 1;
+        }
+        Ok(counts)
     }
 
     /// Leaves a batch to whoever has time.
@@ -239,6 +279,9 @@ impl Shared<'_> {
     }
 
     fn decode(&self, batch: Batch) {
+        if batch.messages.is_empty() {
+            return;
+        }
         let table = &self.tables[batch.place.0];
         let scope = rule::Scope {
             family: table.table.family,
@@ -265,7 +308,7 @@ impl Shared<'_> {
 impl Work {
     /// Nobody needs to ask for more.
     fn fail(&mut self, error: Error) {
-        self.chains.clear();
+        self.parts.clear();
         self.batches.clear();
         self.failed.get_or_insert(error);
     }

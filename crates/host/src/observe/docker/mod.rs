@@ -5,6 +5,7 @@ mod parse;
 use super::disk::Disk;
 use super::gaps::{Gaps, words};
 use super::http;
+use kernel::Processes;
 use portcullis_core::compose;
 use portcullis_core::host::{ComposeFile, Container, Engine, Uncertain};
 use serde_json::Value;
@@ -24,7 +25,7 @@ const MAX_FILES: usize = 64;
 /// Connections over which an engine is asked about its containers at the most.
 const CONNECTIONS: usize = 4;
 /// Containers that are worth no connection of their own.
-const ON_ONE_CONNECTION: usize = 3;
+const ON_ONE_CONNECTION: usize = 12;
 /// Most sockets that are asked.
 const MAX_SOCKETS: usize = 16;
 
@@ -87,10 +88,14 @@ pub(super) fn engines(disk: &Disk, paths: &[PathBuf], patience: Duration) -> (Ve
         );
         sockets.truncate(MAX_SOCKETS);
     }
+    let alone = sockets.len() == 1;
     let answers: Vec<Answer> = std::thread::scope(|scope| {
         let threads: Vec<_> = sockets
             .iter()
-            .map(|path| scope.spawn(move || ask(path, Instant::now() + patience)))
+            .map(|path| {
+                let known = alone && is_roots(path);
+                scope.spawn(move || ask(path, known, Instant::now() + patience))
+            })
             .collect();
         threads
             .into_iter()
@@ -163,6 +168,19 @@ fn settings(disk: &Disk, engine: &mut Engine, gaps: &mut Gaps) {
     }
 }
 
+/// Adds what the command line of the system's dockerd tells, where there is one.
+pub(super) fn command_line(engines: &mut [Engine], processes: &Processes) {
+    let daemon = processes
+        .iter()
+        .find(|p| p.comm == "dockerd" && !p.cmdline.is_empty());
+    let ours = |engine: &&mut Engine| engine.kind == "docker" && !engine.rootless;
+    if let Some(daemon) = daemon
+        && let Some(engine) = engines.iter_mut().find(ours)
+    {
+        parse::command_line(&daemon.cmdline, engine);
+    }
+}
+
 /// The ports that compose files publish, of those files that running containers name. The names are labels,
 /// and anybody who makes an image can set those: only plain YAML files are looked at, and of them only the
 /// entries of `ports` are kept.
@@ -211,7 +229,14 @@ enum Answer {
     Engine(Box<parse::Found>),
 }
 
-fn ask(path: &Path, deadline: Instant) -> Answer {
+/// Whether the engine at this socket runs as root, as one without its own user namespace does.
+fn is_roots(path: &Path) -> bool {
+    !path.starts_with("/run/user") && std::fs::metadata(path).is_ok_and(|about| about.uid() == 0)
+}
+
+/// Asks one engine. `known`: that it is root's, and that no other is asked, so that its identity is
+/// not wanted.
+fn ask(path: &Path, known: bool, deadline: Instant) -> Answer {
     let mut client = http::Client::new(path, deadline, MAX_ANSWER);
     // Whatever is asked first, the answer's head tells who answers.
     let networks = match get(&mut client, "/networks") {
@@ -227,9 +252,17 @@ fn ask(path: &Path, deadline: Instant) -> Answer {
         Ok(found) => found,
         Err(error) => return Answer::Failed(words(&error)),
     };
+    let mut nothing_new = false;
     match networks {
-        Ok(networks) => parse::networks(&networks, &mut found),
+        Ok(networks) => {
+            nothing_new = known && told_by_head && parse::info_tells_nothing(&found, &networks);
+            parse::networks(&networks, &mut found);
+        }
         Err(error) => found.unseen.push(format!("/networks: {}", words(&error))),
+    }
+    if nothing_new {
+        containers(client, &mut found);
+        return Answer::Engine(Box::new(found));
     }
     // Docker runs programs to answer this (`runc --version` among them), so that it takes longer
     // than all the rest: it is waited for meanwhile.
@@ -415,7 +448,10 @@ mod tests {
     }
 
     /// Answers by path, on several connections side by side; what it was asked.
-    fn docker(path: &Path) -> std::sync::Arc<std::sync::Mutex<Vec<String>>> {
+    fn docker(
+        path: &Path,
+        networks: &'static str,
+    ) -> std::sync::Arc<std::sync::Mutex<Vec<String>>> {
         use std::io::{BufRead, BufReader, Write};
         let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
         let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -431,11 +467,11 @@ mod tests {
                         };
                         let path = path.trim_end_matches(" HTTP/1.1").to_owned();
                         let json = match path.as_str() {
-                            "/networks" => "[]".to_owned(),
+                            "/networks" => networks.to_owned(),
                             "/info" => r#"{"ID":"X","Swarm":{"LocalNodeState":"active"}}"#.into(),
                             "/containers/json" => {
                                 let ids: Vec<String> =
-                                    (0..9).map(|n| format!(r#"{{"Id":"c{n}"}}"#)).collect();
+                                    (0..30).map(|n| format!(r#"{{"Id":"c{n}"}}"#)).collect();
                                 format!("[{}]", ids.join(","))
                             }
                             _ => r#"{"State":{"Pid":7}}"#.to_owned(),
@@ -455,23 +491,30 @@ mod tests {
     }
 
     #[test]
-    fn docker_is_not_asked_for_a_version_that_every_answer_tells() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("docker.sock");
-        let asked = docker(&path);
-        let disk = Disk::new(folder.path());
-        let (engines, gaps) = engines(&disk, &[path], Duration::from_secs(20));
-        assert_eq!(gaps.list(), []);
-        assert_eq!(engines[0].version, "20.10.24+dfsg1");
-        assert!(engines[0].swarm, "what only /info tells is kept");
-        // Every container once, over however many connections.
-        assert_eq!(engines[0].containers.len(), 9);
-        assert!(engines[0].containers.iter().all(|c| c.pid == Some(7)));
-        let mut asked = asked.lock().unwrap().clone();
-        asked.sort();
-        let mut expected: Vec<String> = (0..9).map(|n| format!("/containers/c{n}/json")).collect();
-        expected.extend(["/containers/json", "/info", "/networks"].map(str::to_owned));
-        assert_eq!(asked, expected);
+    fn docker_is_asked_no_more_than_is_new() {
+        let of_swarm = r#"[{"Name":"docker_gwbridge","Scope":"local","Ingress":false}]"#;
+        for (networks, info) in [("[]", !nix::unistd::geteuid().is_root()), (of_swarm, true)] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("docker.sock");
+            let asked = docker(&path, networks);
+            let disk = Disk::new(folder.path());
+            let (engines, gaps) = engines(&disk, &[path], Duration::from_secs(20));
+            assert_eq!(gaps.list(), []);
+            assert_eq!(engines[0].version, "20.10.24+dfsg1");
+            assert_eq!(engines[0].swarm, info, "what only /info tells is kept");
+            // Every container once, over however many connections.
+            assert_eq!(engines[0].containers.len(), 30);
+            assert!(engines[0].containers.iter().all(|c| c.pid == Some(7)));
+            let mut asked = asked.lock().unwrap().clone();
+            asked.sort();
+            let mut expected: Vec<String> =
+                (0..30).map(|n| format!("/containers/c{n}/json")).collect();
+            expected.push("/containers/json".to_owned());
+            expected.extend(info.then(|| "/info".to_owned()));
+            expected.push("/networks".to_owned());
+            expected.sort();
+            assert_eq!(asked, expected);
+        }
     }
 
     #[test]

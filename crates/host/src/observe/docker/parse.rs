@@ -107,6 +107,22 @@ pub(super) fn engine(version: &Value) -> Found {
     }
 }
 
+/// Whether [`info`] would add nothing for a Docker of root's: one that is too old to have another
+/// firewall backend than iptables (before 28.1), and is in no swarm. Who joins a swarm is given a network
+/// of its own on every node.
+pub(super) fn info_tells_nothing(found: &Found, networks: &Value) -> bool {
+    let major = found.engine.version.split('.').next();
+    let old = major
+        .and_then(|major| major.parse::<u32>().ok())
+        .is_some_and(|major| (1..28).contains(&major));
+    let of_swarm = |network: &Value| {
+        network["Scope"] != "local"
+            || network["Ingress"] != false
+            || network["Name"] == "docker_gwbridge"
+    };
+    found.engine.kind == "docker" && old && networks.is_array() && !items(networks).any(of_swarm)
+}
+
 /// GET /info
 pub(super) fn info(info: &Value, found: &mut Found) {
     found.id = some_text(&info["ID"]);
@@ -340,6 +356,27 @@ pub(super) fn settings(json: &Value, engine: &mut Engine) {
         &json["default-network-opts"]["bridge"]["com.docker.network.bridge.host_binding_ipv4"],
     );
     engine.tls_verify = json["tlsverify"].as_bool();
+    engine.root_dir = engine
+        .root_dir
+        .take()
+        .or_else(|| some_text(&json["data-root"]));
+}
+
+/// What dockerd's command line tells, where its settings and its API did not.
+pub(super) fn command_line(arguments: &[String], engine: &mut Engine) {
+    let tls = |a: &String| matches!(a.as_str(), "--tlsverify" | "--tlsverify=true");
+    let tls = arguments.iter().any(tls);
+    engine.tls_verify = engine.tls_verify.or(Some(tls));
+    let mut rest = arguments.iter();
+    while engine.root_dir.is_none()
+        && let Some(argument) = rest.next()
+    {
+        engine.root_dir = match argument.strip_prefix("--data-root") {
+            Some("") => rest.next().cloned(),
+            Some(more) => more.strip_prefix('=').map(str::to_owned),
+            None => None,
+        };
+    }
 }
 
 /// Members of group `docker`, from the text of /etc/group.
@@ -362,6 +399,66 @@ pub(super) fn members(group: &str) -> Vec<String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn the_command_line_tells_what_the_settings_did_not() {
+        let after = |line: &str, mut engine: Engine| {
+            let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            command_line(&arguments, &mut engine);
+            (engine.tls_verify, engine.root_dir)
+        };
+        let none = Engine::default;
+        assert_eq!(after("dockerd -H fd://", none()), (Some(false), None));
+        let snap = "dockerd --group docker --data-root=/var/snap/docker/common/var-lib-docker";
+        let folder = Some("/var/snap/docker/common/var-lib-docker".to_owned());
+        assert_eq!(after(snap, none()), (Some(false), folder));
+        let apart = after("dockerd --tlsverify --data-root /srv", none());
+        assert_eq!(apart, (Some(true), Some("/srv".to_owned())));
+        assert_eq!(after("dockerd --data-root", none()), (Some(false), None));
+        let told = Engine {
+            tls_verify: Some(false),
+            root_dir: Some("/told".to_owned()),
+            ..Engine::default()
+        };
+        let told = after("dockerd --tlsverify --data-root=/srv", told);
+        assert_eq!(told, (Some(false), Some("/told".to_owned())));
+    }
+
+    #[test]
+    fn an_old_docker_in_no_swarm_has_nothing_more_to_tell() {
+        let engine = |kind: &str, version: &str| Found {
+            engine: Engine {
+                kind: kind.to_owned(),
+                version: version.to_owned(),
+                ..Engine::default()
+            },
+            ..Found::default()
+        };
+        let bridge = json!({"Name": "bridge", "Scope": "local", "Ingress": false});
+        let old = engine("docker", "20.10.24+dfsg1");
+        assert!(info_tells_nothing(&old, &json!([bridge])));
+        for (name, scope, ingress) in [
+            ("ingress", "swarm", true),
+            ("ours", "swarm", false),
+            ("docker_gwbridge", "local", false),
+        ] {
+            let network = json!({"Name": name, "Scope": scope, "Ingress": ingress});
+            assert!(!info_tells_nothing(&old, &json!([bridge, network])));
+        }
+        assert!(!info_tells_nothing(&old, &json!({"message": "no"})));
+        assert!(!info_tells_nothing(&old, &json!([{"Name": "odd"}])));
+        for (kind, version) in [
+            ("docker", "28.0.4"),
+            ("docker", "dev"),
+            ("docker", ""),
+            ("podman", "5.4.2"),
+        ] {
+            assert!(!info_tells_nothing(
+                &engine(kind, version),
+                &json!([bridge])
+            ));
+        }
+    }
 
     /// What dockerd 20.10.24 answered with four containers, by request.
     fn captured() -> Found {
