@@ -3,7 +3,7 @@
 //! As root: `cargo bench -p portcullis --bench observe [-- ROUNDS]` makes a lab host with 300
 //! rules, 30 sockets and 10 containers, and times in turns, in one run:
 //! `portcullis snapshot --no-probe` (a whole observe, written out), `portcullis audit` without and with
-//! questions to the local ports, and `iptables-save`, `nft list ruleset`, `ss -lntup`, `ip addr`, `ip route`, `docker ps` one after
+//! questions to the local ports (all of them web servers, on the host and in the containers), and `iptables-save`, `nft list ruleset`, `ss -lntup`, `ip addr`, `ip route`, `docker ps` one after
 //! the other. Every program writes to /dev/null and is timed from its start to its end. What each
 //! costs in time of a processor is shown as well, since it does not depend on what else runs; it is
 //! the program's own and that of the programs it starts, not what daemons spend on answering.
@@ -20,6 +20,24 @@ const PEAK: &str = "--peak";
 const RULES: usize = 300;
 const SOCKETS: usize = 30;
 const CONTAINERS: usize = 10;
+
+/// A copy of nginx under another name, since nginx is known and not asked anything.
+const SERVICE: &str = "/etc/service/service";
+const CONF: &str = "/etc/service/nginx.conf";
+const CONF_ON_HOST: &str = "/etc/service/host.conf";
+
+/// What the copy needs of the host in a container.
+const MOUNTS: [&str; 6] = [
+    "/usr:/usr:ro",
+    "/lib:/lib:ro",
+    "/lib64:/lib64:ro",
+    "/etc/passwd:/etc/passwd:ro",
+    "/etc/group:/etc/group:ro",
+    "/etc/service:/etc/service:ro",
+];
+
+/// sshd's settings in effect, as an observe asks for them.
+const SSHD: [&str; 2] = ["/usr/sbin/sshd", "-T"];
 
 const TOOLS: [&[&str]; 6] = [
     &["/usr/sbin/iptables-save"],
@@ -52,11 +70,17 @@ fn outside(rounds: usize) {
     server.ok(&["ufw", "--force", "enable"]).unwrap();
     let docker = server.dockerd().unwrap();
     docker.import_web_image("web:1", "hello").unwrap();
+    server.write(CONF, nginx_conf(&[80])).unwrap();
+    server.ok(&["cp", "/usr/sbin/nginx", SERVICE]).unwrap();
     for n in 0..CONTAINERS {
         let publish = format!("{}:80", 18_000 + n);
-        docker
-            .run(&format!("web-{n}"), &["-p", &publish], "web:1")
-            .unwrap();
+        let name = format!("web-{n}");
+        let mut argv = vec!["run", "-d", "--name", &name, "-p", &publish];
+        for mount in MOUNTS {
+            argv.extend(["-v", mount]);
+        }
+        argv.extend(["--entrypoint", SERVICE, "web:1", "-c", CONF]);
+        docker.cli(&argv).unwrap();
     }
     let lines = |argv: &[&str], wanted: &dyn Fn(&str) -> bool| {
         server
@@ -67,11 +91,12 @@ fn outside(rounds: usize) {
             .count()
     };
     let sockets = || lines(&["ss", "-Hlntu"], &|_| true);
-    let mut services = Vec::new();
-    for n in sockets()..SOCKETS {
-        let listen = format!("0.0.0.0:{}", 20_000 + n);
-        services.push(server.http_server("service", &listen, "x").unwrap());
-    }
+    let ports: Vec<u16> = (20_000..).take(SOCKETS - sockets()).collect();
+    server.write(CONF_ON_HOST, nginx_conf(&ports)).unwrap();
+    let mut nginx = server.spawn(&[SERVICE, "-c", CONF_ON_HOST]).unwrap();
+    nginx
+        .wait_until("nginx", Duration::from_secs(10), |_| sockets() == SOCKETS)
+        .unwrap();
     let rule = |l: &str| l.starts_with("-A");
     let rules = || lines(&["iptables-save"], &rule) + lines(&["ip6tables-save"], &rule);
     let mut batch = "*filter\n".to_owned();
@@ -85,16 +110,33 @@ fn outside(rounds: usize) {
         .input(batch)
         .ok()
         .unwrap();
-    println!(
-        "host: {} rules, {} sockets, {} containers",
-        rules(),
-        sockets(),
-        lines(&["docker", "ps", "-q"], &|_| true)
+    let containers = || lines(&["docker", "ps", "-q"], &|_| true);
+    let counted = (rules(), sockets(), containers());
+    assert_eq!(
+        counted,
+        (RULES, SOCKETS, CONTAINERS),
+        "rules, sockets, containers"
     );
+    println!("host: {RULES} rules, {SOCKETS} sockets, {CONTAINERS} containers");
     let this = std::env::current_exe().unwrap();
     let argv = [&*this.to_string_lossy(), INSIDE, &rounds.to_string()].map(str::to_owned);
     let bound = Duration::from_secs(30 + 2 * rounds as u64);
     print!("{}", server.command(&argv).timeout(bound).ok().unwrap());
+}
+
+/// A web server like those of most AI services in what matters here: unknown to the catalog, so that it is asked
+/// everything, and keeping connections open, as HTTP/1.1 servers do unless told otherwise (RFC 9112, section 9.3).
+fn nginx_conf(ports: &[u16]) -> String {
+    let listens: String = ports.iter().map(|p| format!("listen {p};")).collect();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .iter()
+        .map(|what| format!("{what}_temp_path /tmp/{what};\n"))
+        .collect();
+    format!(
+        "daemon off;\nmaster_process off;\nuser root;\nerror_log /dev/null;\npid /tmp/nginx.pid;\nevents {{}}\n\
+         http {{\naccess_log off;\n{temporary}server {{\n{listens}\nlocation = / {{ return 200 x; }}\n\
+         location / {{ return 404; }}\n}}\n}}\n"
+    )
 }
 
 /// Time on a clock, and time of a processor.
@@ -126,8 +168,17 @@ fn cost(argv: &[&str]) -> Cost {
     (took, processor() - before)
 }
 
-/// Of one round: what portcullis cost, in the order of [`OURS`], and the tools together.
-type Row = ([Cost; 3], Cost);
+/// What one round cost.
+struct Row {
+    /// portcullis, in the order of [`OURS`].
+    ours: [Cost; 3],
+    /// A whole observe in a process that runs already, without the making of a text.
+    alone: Duration,
+    /// The one program that an observe runs, by itself.
+    sshd: Cost,
+    /// The tools together.
+    tools: Cost,
+}
 
 /// What portcullis is asked for.
 const OURS: [&[&str]; 3] = [
@@ -152,18 +203,22 @@ fn inside(rounds: usize) {
             }
             sum
         };
-        let row = if round % 2 == 0 {
-            let sum = tools(&mut each);
-            (ours.each_ref().map(|argv| cost(argv)), sum)
-        } else {
-            let costs = ours.each_ref().map(|argv| cost(argv));
-            (costs, tools(&mut each))
+        let first = (round % 2 == 0).then(|| tools(&mut each));
+        let costs = ours.each_ref().map(|argv| cost(argv));
+        let start = Instant::now();
+        drop(host::observe::observe());
+        let row = Row {
+            ours: costs,
+            alone: start.elapsed(),
+            sshd: cost(&SSHD),
+            tools: first.unwrap_or_else(|| tools(&mut each)),
         };
         // The first round only warms caches.
         if round > 0 {
             rows.push(row);
         }
     }
+    let without = without_sshd(rounds);
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     let spread = |mut values: Vec<f64>| {
         values.sort_by(f64::total_cmp);
@@ -177,24 +232,29 @@ fn inside(rounds: usize) {
         println!("{what:<34} {median:>7.1} ms ({least:.1} to {most:.1}) {processor:>7.1} ms");
     };
     for (at, words) in OURS.iter().enumerate() {
-        let costs: Vec<Cost> = rows.iter().map(|row| row.0[at]).collect();
+        let costs: Vec<Cost> = rows.iter().map(|row| row.ours[at]).collect();
         show(&format!("portcullis {}", words.join(" ")), &costs);
     }
-    let sums: Vec<Cost> = rows.iter().map(|row| row.1).collect();
+    let sshd: Vec<Cost> = rows.iter().map(|row| row.sshd).collect();
+    show("  of each: sshd -T", &sshd);
+    let sums: Vec<Cost> = rows.iter().map(|row| row.tools).collect();
     show("the six tools, one after the other", &sums);
     for (tool, list) in TOOLS.iter().zip(&each) {
         show(&format!("  {}", tool.join(" ")), &list[1..]);
     }
-    let ratios = |get: fn(&Cost) -> Duration| {
-        let ratio = |r: &Row| ms(get(&r.1)) / ms(get(&r.0[0]));
-        spread(rows.iter().map(ratio).collect())
+    let ratio = |what: &str, pairs: Vec<(Duration, Duration)>| {
+        let ratios = pairs.into_iter().map(|(tools, ours)| ms(tools) / ms(ours));
+        let (median, least, most) = spread(ratios.collect());
+        println!("tools / {what}, pair by pair: {median:.1} x ({least:.1} to {most:.1})");
     };
-    for (what, (median, least, most)) in [
-        ("time", ratios(|c| c.0)),
-        ("time of a processor", ratios(|c| c.1)),
-    ] {
-        println!("tools / snapshot, pair by pair, {what}: {median:.1} x ({least:.1} to {most:.1})");
-    }
+    let pairs = |of: fn(&Row) -> (Duration, Duration)| rows.iter().map(of).collect();
+    ratio("snapshot", pairs(|r| (r.tools.0, r.ours[0].0)));
+    ratio("observe alone", pairs(|r| (r.tools.0, r.alone)));
+    ratio("observe alone, without sshd -T", without);
+    ratio(
+        "snapshot, time of a processor",
+        pairs(|r| (r.tools.1, r.ours[0].1)),
+    );
     println!("peak memory, MiB");
     let this = std::env::current_exe().unwrap();
     let this = this.to_string_lossy();
@@ -206,6 +266,23 @@ fn inside(rounds: usize) {
         let name = argv.join(" ").replace(portcullis, "portcullis");
         println!("  {name:<32} {:>8.1}", kib / 1024.0);
     }
+}
+
+/// The tools and an observe where no sshd can be run: what an observe costs by itself.
+fn without_sshd(rounds: usize) -> Vec<(Duration, Duration)> {
+    // In the lab host's own view of the disk.
+    let hidden = Command::new("mount")
+        .args(["--bind", "/dev/null", SSHD[0]])
+        .status();
+    assert!(hidden.unwrap().success());
+    let tools = || TOOLS.iter().map(|tool| cost(tool).0).sum();
+    let pair = |_| {
+        let start = Instant::now();
+        drop(host::observe::observe());
+        (start.elapsed(), tools())
+    };
+    let swapped = |(ours, tools)| (tools, ours);
+    (0..rounds).map(pair).map(swapped).collect()
 }
 
 /// Prints the largest resident size of a program in KiB.

@@ -5,6 +5,7 @@ use portcullis_core::catalog::{Ask, Question, Reply, Talk};
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use ureq::config::Config;
 use ureq::http::Uri;
@@ -24,7 +25,7 @@ pub(crate) struct Asker {
     agent: Agent,
     options: Options,
     end: Instant,
-    told: BTreeMap<Question, Option<Reply>>,
+    told: BTreeMap<Question, Option<Rc<Reply>>>,
     asked: usize,
 }
 
@@ -143,7 +144,7 @@ impl Resolver for Known {
 }
 
 impl Ask for Asker {
-    fn ask(&mut self, question: &Question) -> Option<Reply> {
+    fn ask(&mut self, question: &Question) -> Option<Rc<Reply>> {
         if let Some(told) = self.told.get(question) {
             return told.clone();
         }
@@ -153,6 +154,7 @@ impl Ask for Asker {
             Question::Get { path, host, origin } => self.get(path, *host, *origin, patience),
             Question::Talk(talk) => self.talk(*talk, patience),
         };
+        let reply = reply.map(Rc::new);
         self.told.insert(question.clone(), reply.clone());
         reply
     }

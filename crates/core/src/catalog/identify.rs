@@ -3,6 +3,7 @@
 use super::probe::{Probe, Reply, Talk};
 use super::{Service, services};
 use serde::{Deserialize, Serialize};
+use std::rc::Rc;
 
 /// Origin and host that belong to nobody (RFC 2606): what a foreign page and a rebound name would send.
 pub const FOREIGN_HOST: &str = "portcullis.invalid";
@@ -46,7 +47,7 @@ impl Question {
 /// Whoever asks: `None` for no answer that makes sense in time.
 pub trait Ask {
     /// Asks once; the same question may be asked again and costs nothing then.
-    fn ask(&mut self, question: &Question) -> Option<Reply>;
+    fn ask(&mut self, question: &Question) -> Option<Rc<Reply>>;
 }
 
 /// Whether strangers are let in, as the server itself showed.
@@ -94,7 +95,7 @@ pub enum Width {
 }
 
 /// A service, the question that named it, and the answer.
-type Named = (&'static Service, &'static Probe, Reply);
+type Named = (&'static Service, &'static Probe, Rc<Reply>);
 
 /// Asks until a name is settled. `candidates` are asked first.
 pub fn identify(candidates: &[&'static Service], width: Width, asker: &mut dyn Ask) -> Identity {

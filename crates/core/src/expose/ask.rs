@@ -29,6 +29,8 @@ pub(super) struct Asker<'a> {
     places: Vec<Place>,
     /// `None` when the facts do not carry an answer.
     engine: Option<Engine<'a>>,
+    /// Some rule may send a packet to another address or port than the one it asks for.
+    translates: bool,
 }
 
 impl<'a> Asker<'a> {
@@ -41,6 +43,7 @@ impl<'a> Asker<'a> {
             host,
             places: zones::places(host),
             engine: (!blind(host)).then(|| Engine::new(world)),
+            translates: translates(host),
         }
     }
 }
@@ -223,7 +226,7 @@ fn ask(
         sport: None,
         sources,
     };
-    let answer = nobody_listens(asker.host, engine.reach(&query), &query);
+    let answer = nobody_listens(asker, engine.reach(&query), &query);
     if to.is_multicast() {
         joined(answer, to)
     } else {
@@ -268,11 +271,12 @@ fn undecided(sources: AddrSet, why: &str) -> Answer {
 
 /// The engine answers for the packet filter; a packet that gets through to a port of this host
 /// where nothing listens opens no connection.
-fn nobody_listens(host: &Host, mut answer: Answer, query: &Query) -> Answer {
+fn nobody_listens(asker: &Asker<'_>, mut answer: Answer, query: &Query) -> Answer {
+    let host = asker.host;
     // Where no rule decides, the engine may name no end. It is the one that was asked for if this host
     // has the address and nothing translates.
     let own = |dst: IpAddr| dst.is_loopback() || dst.is_multicast() || is_own(host, dst);
-    let plain = own(query.dst) && !translates(host);
+    let plain = own(query.dst) && !asker.translates;
     for piece in &mut answer.pieces {
         let (address, port) = match &piece.delivered {
             Some(Delivery::Local { address, port }) => (*address, *port),

@@ -108,10 +108,11 @@ impl Flow {
         knock.at.wrapping_sub(self.changed) > u32::MAX / 2
     }
 
-    /// True for a time before a queue was drained.
+    /// True for a time before a queue was drained. No queue holds a packet for a minute; the clock, which has
+    /// 32 bits, comes round in 71.
     pub fn was_queued(&self, sent: u32) -> bool {
         self.drained
-            .is_some_and(|until| until.wrapping_sub(sent).wrapping_sub(1) < u32::MAX / 2)
+            .is_some_and(|until| until.wrapping_sub(sent).wrapping_sub(1) < 60_000_000)
     }
 
     /// What a whole round lost.
@@ -292,6 +293,8 @@ mod tests {
         }
         assert_eq!(flow.adapt(flow.changed + 90_000, 9000), Duration::ZERO);
         assert!(flow.was_queued(flow.changed - 1) && !flow.was_queued(flow.changed));
+        let an_hour_later = flow.changed.wrapping_add(3_600_000_000);
+        assert!(!flow.was_queued(an_hour_later));
         feed(&mut flow, 4, 0, 20_000);
         assert!((90_000.0..105_000.0).contains(&flow.rate), "{flow:?}");
     }
