@@ -328,6 +328,33 @@ fn a_native_table_named_like_one_of_iptables_stays_native() {
     });
 }
 
+/// A small table is asked for as a whole, a large one chain by chain; one's rules must not become the other's.
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn tables_of_few_and_of_many_rules_side_by_side() {
+    let chain = |name: &str, rules: usize| {
+        let rules: String = (0..rules)
+            .map(|n| format!("tcp dport {} accept comment \"{name}\"\n", n + 1))
+            .collect();
+        format!("chain {name} {{\n{rules}}}\n")
+    };
+    let table = |name: &str, sizes: [usize; 4]| {
+        let [a, b, c, d] = sizes;
+        let base =
+            "chain in {\ntype filter hook input priority 0;\njump a\njump b\njump c\njump d\n}\n";
+        let (a, b) = (chain("a", a), chain("b", b));
+        let (c, d) = (chain("c", c), chain("d", d));
+        format!("table ip {name} {{\n{a}{b}{c}{d}{base}}}\n")
+    };
+    check(&format!(
+        "{}{}{}{}",
+        table("few", [3, 0, 200, 5]),
+        table("border", [0, 300, 0, 204]),
+        table("many", [700, 1, 0, 2500]),
+        table("empty", [0, 0, 0, 0]),
+    ));
+}
+
 #[test]
 #[ignore = "live: run by cargo xtask test"]
 fn hundreds_of_random_rulesets() {
