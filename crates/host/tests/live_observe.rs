@@ -272,6 +272,26 @@ fn a_server_with_ufw_docker_and_an_operator() {
     drop(other);
 }
 
+/// Docker is asked for all that it knows of itself only where its networks tell of something more.
+#[test]
+#[ignore = "live: run by cargo xtask test"]
+fn a_swarm_is_seen_from_the_moment_it_is_joined() {
+    lab::require_root();
+    let world = World::new("observe-swarm").unwrap();
+    let docker = world.server.dockerd().unwrap();
+    let swarm = || {
+        let host = observe_in(&world.server, &[]);
+        assert_eq!(gaps(&host), [], "{:#?}", host.unseen);
+        host.engines[0].swarm
+    };
+    assert!(!swarm());
+    let join = ["swarm", "init", "--advertise-addr", "127.0.0.1"];
+    docker.cli(&join).unwrap();
+    assert!(swarm());
+    docker.cli(&["swarm", "leave", "--force"]).unwrap();
+    assert!(!swarm());
+}
+
 #[test]
 #[ignore = "live: run by cargo xtask test"]
 fn ufw_files_and_kernel_are_told_apart() {
