@@ -28,7 +28,8 @@ impl Machine<'_> {
             else {
                 return None;
             };
-            if xor.iter().any(|b| *b != 0) || *loaded_len > rest {
+            // Nothing loaded would never fill the key.
+            if xor.iter().any(|b| *b != 0) || !(1..=rest).contains(loaded_len) {
                 return None;
             }
             if *shift == 0
