@@ -90,6 +90,22 @@ impl Processes {
     }
 }
 
+impl FromIterator<Process> for Processes {
+    fn from_iter<T: IntoIterator<Item = Process>>(all: T) -> Self {
+        let mut out = Processes::default();
+        for process in all {
+            for inode in process.sockets.iter().flatten() {
+                out.owners.entry(*inode).or_default().push(process.pid);
+            }
+            out.by_pid.insert(process.pid, process);
+        }
+        for pids in out.owners.values_mut() {
+            pids.sort_unstable();
+        }
+        out
+    }
+}
+
 /// All processes with the sockets that they hold.
 ///
 /// Processes that end meanwhile are left out. Without CAP_SYS_PTRACE the descriptors of other
@@ -98,13 +114,13 @@ impl Processes {
 /// # Errors
 /// When `/proc` cannot be listed at all.
 pub fn processes() -> Result<Processes, Error> {
-    let mut out = Processes::default();
-    let mut closed = 0usize;
     let failed = |errno: Errno| Error::File {
         path: "/proc".to_owned(),
         source: errno.into(),
     };
     let all = Folder::open(CWD, c"/proc").map_err(failed)?;
+    let mut unseen = Vec::new();
+    let mut found = Vec::new();
     let mut reader = Reader::default();
     let mut room = room();
     let mut entries = RawDir::new(&all.0, room.spare_capacity_mut());
@@ -114,38 +130,26 @@ pub fn processes() -> Result<Processes, Error> {
         let Some(pid) = name.to_str().ok().and_then(|n| n.parse().ok()) else {
             continue;
         };
-        if out.by_pid.len() >= MAX_PROCESSES {
-            out.unseen
-                .push(format!("processes beyond the first {MAX_PROCESSES}"));
+        if found.len() >= MAX_PROCESSES {
+            unseen.push(format!("processes beyond the first {MAX_PROCESSES}"));
             break;
         }
         let folder = Folder::open(&all.0, name).ok();
-        let Some(process) = folder.and_then(|folder| reader.process(pid, &folder)) else {
-            continue;
-        };
-        match &process.sockets {
-            None => closed += 1,
-            Some(inodes) => {
-                for inode in inodes {
-                    out.owners.entry(*inode).or_default().push(pid);
-                }
-            }
-        }
-        out.by_pid.insert(pid, process);
+        found.extend(folder.and_then(|folder| reader.process(pid, &folder)));
     }
     if hides_processes() {
-        out.unseen
-            .push("other users' processes (/proc is mounted with hidepid)".to_owned());
+        unseen.push("other users' processes (/proc is mounted with hidepid)".to_owned());
     }
+    let closed = found.iter().filter(|p| p.sockets.is_none()).count();
     if closed > 0 {
-        out.unseen.push(format!(
+        unseen.push(format!(
             "open sockets of {closed} processes (CAP_SYS_PTRACE is needed)"
         ));
     }
-    for pids in out.owners.values_mut() {
-        pids.sort_unstable();
-    }
-    Ok(out)
+    Ok(Processes {
+        unseen,
+        ..found.into_iter().collect()
+    })
 }
 
 /// Process 1 always exists; when it cannot be seen, /proc hides processes.

@@ -143,6 +143,15 @@ impl Client {
         Self::new(&self.path, self.deadline, self.max_body)
     }
 
+    /// The same client with so much more time: for what somebody else was waited for.
+    pub fn later(mut self, by: Duration) -> Self {
+        self.deadline += by;
+        if let Some(open) = &mut self.open {
+            open.deadline = self.deadline;
+        }
+        self
+    }
+
     /// The body of a `200` answer to `GET path`.
     pub fn get(&mut self, path: &str) -> Result<Vec<u8>, Error> {
         // A connection kept open may have been closed by the peer meanwhile: once more then.

@@ -30,6 +30,7 @@ use portcullis_core::host::{Engine, Fail2ban, HOST_SCHEMA, Host, Neighbour, Sock
 use reach::Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
@@ -108,18 +109,14 @@ pub fn observe_with(options: &Options) -> Host {
     };
     (host.hostname, host.kernel) = facts::names();
     std::thread::scope(|scope| {
+        let (tell, told) = mpsc::channel();
         // Whatever waits for others starts first, what takes longest before all.
         let settings = scope.spawn(|| (sshd::settings(&disk), Gaps::default()));
-        let engines = scope.spawn(|| {
-            let usual;
-            let paths = match &options.engine_sockets {
-                Some(paths) => paths,
-                None => {
-                    usual = docker::usual_sockets();
-                    &usual
-                }
-            };
-            docker::engines(&disk, paths, options.engine_patience)
+        let engines = scope.spawn({
+            let disk = &disk;
+            // Nobody tells when reading the processes failed.
+            let mains = move || told.recv().unwrap_or_default();
+            move || engines(disk, options, mains)
         });
         let fail2ban = scope.spawn(|| {
             let given = fail2ban::Given {
@@ -132,6 +129,8 @@ pub fn observe_with(options: &Options) -> Host {
         let rules = scope.spawn(|| rules::read(options.rules_from));
         let packages = scope.spawn(|| facts::packages(&disk));
         let processes = processes(&mut gaps);
+        // The thread may have ended, if that failed.
+        let _ = tell.send(docker::mains(&processes));
         host.net = net(&mut gaps);
         host.neighbours = neighbours(&host.net, &mut gaps);
         let users = disk.text("/etc/passwd").ok().flatten().unwrap_or_default();
@@ -200,6 +199,22 @@ pub fn observe_with(options: &Options) -> Host {
     });
     host.unseen = gaps.finish();
     host
+}
+
+fn engines(
+    disk: &Disk,
+    options: &Options,
+    mains: impl FnOnce() -> docker::Mains,
+) -> (Vec<Engine>, Gaps) {
+    let usual;
+    let paths = match &options.engine_sockets {
+        Some(paths) => paths,
+        None => {
+            usual = docker::usual_sockets();
+            &usual
+        }
+    };
+    docker::engines(disk, paths, options.engine_patience, mains)
 }
 
 /// A room's facts; its gaps go to the others.

@@ -17,6 +17,8 @@ const BATCH: usize = 64 * 1024;
 const MAX_WAITING: usize = 64;
 /// Most rules of a table that is asked for as a whole: a few datagrams of the kernel's.
 const MAX_WHOLE: u64 = 512;
+/// Most rules that one thread is quicker with than several.
+const ONE_HAND: u64 = 2048;
 /// Most threads that ask and decode.
 const MAX_HANDS: usize = 4;
 
@@ -99,9 +101,13 @@ pub(super) fn read(
         links,
         ipsets,
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let uses: u64 = tables.iter().map(|table| table.uses).sum();
+    let hands = match uses {
+        0..=ONE_HAND => 1,
+        _ => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_HANDS)),
+    };
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..cores.min(MAX_HANDS))
+        let others: Vec<_> = (1..hands)
             .map(|_| scope.spawn(|| shared.hand(None)))
             .collect();
         shared.hand(Some(nl));

@@ -60,8 +60,35 @@ pub(super) fn usual_sockets() -> Vec<PathBuf> {
     paths
 }
 
-/// Asks every engine that has a socket at one of `paths`; each gets `patience` altogether.
-pub(super) fn engines(disk: &Disk, paths: &[PathBuf], patience: Duration) -> (Vec<Engine>, Gaps) {
+/// Main processes by container id.
+pub(super) type Mains = BTreeMap<String, u32>;
+
+/// The main process of each container, as the processes themselves tell: the first that came from
+/// outside. Who was sent in later (`docker exec`) came from outside too.
+pub(super) fn mains(processes: &Processes) -> Mains {
+    let mut first = BTreeMap::new();
+    for process in processes.iter() {
+        let parent = processes.get(process.parent);
+        if let Some(container) = &process.container
+            && parent.is_none_or(|parent| parent.container.as_ref() != Some(container))
+        {
+            let began = (process.started, process.pid);
+            let earliest = first.entry(container.id.clone()).or_insert(began);
+            *earliest = began.min(*earliest);
+        }
+    }
+    let pid = |(id, (_, pid))| (id, pid);
+    first.into_iter().map(pid).collect()
+}
+
+/// Asks every engine that has a socket at one of `paths`; each gets `patience` altogether. `mains` may
+/// wait until the processes of this machine are known; engines are asked meanwhile.
+pub(super) fn engines(
+    disk: &Disk,
+    paths: &[PathBuf],
+    patience: Duration,
+    mains: impl FnOnce() -> Mains,
+) -> (Vec<Engine>, Gaps) {
     let mut gaps = Gaps::default();
     let mut seen = BTreeSet::new();
     let mut sockets: Vec<PathBuf> = Vec::new();
@@ -106,6 +133,9 @@ pub(super) fn engines(disk: &Disk, paths: &[PathBuf], patience: Duration) -> (Ve
             })
             .collect()
     });
+    let waiting = Instant::now();
+    let mains = mains();
+    let waited = waiting.elapsed();
     let mut engines = Vec::new();
     let mut ids = BTreeSet::new();
     for (path, answer) in sockets.iter().zip(answers) {
@@ -116,13 +146,14 @@ pub(super) fn engines(disk: &Disk, paths: &[PathBuf], patience: Duration) -> (Ve
                 format!("{}: {why}", path.display()),
                 Uncertain::Endpoints,
             ),
-            Answer::Engine(found) => {
+            Answer::Engine(mut found, client) => {
                 // One engine may be reached through two sockets.
                 if let Some(id) = &found.id
                     && !ids.insert(id.clone())
                 {
                     continue;
                 }
+                details(client.later(waited), &mut found, &mains);
                 let mut engine = found.engine;
                 // An engine that cannot say it: these folders are those of users.
                 engine.rootless |= path.starts_with("/run/user");
@@ -226,7 +257,8 @@ enum Answer {
     /// A socket file without a listener: no engine runs.
     Nobody,
     Failed(String),
-    Engine(Box<parse::Found>),
+    /// With the client that it was asked by.
+    Engine(Box<parse::Found>, http::Client),
 }
 
 /// Whether the engine at this socket runs as root, as one without its own user namespace does.
@@ -261,30 +293,29 @@ fn ask(path: &Path, known: bool, deadline: Instant) -> Answer {
         Err(error) => found.unseen.push(format!("/networks: {}", words(&error))),
     }
     if nothing_new {
-        containers(client, &mut found);
-        return Answer::Engine(Box::new(found));
+        containers(&mut client, &mut found);
+        return Answer::Engine(Box::new(found), client);
     }
     // Docker runs programs to answer this (`runc --version` among them), so that it takes longer
     // than all the rest: it is waited for meanwhile.
-    let info = |mut client: http::Client| (get(&mut client, "/info"), client);
     let info = if told_by_head {
-        let aside = client.again();
+        let mut aside = client.again();
         std::thread::scope(|scope| {
-            let info = scope.spawn(|| info(aside).0);
-            containers(client, &mut found);
+            let info = scope.spawn(move || get(&mut aside, "/info"));
+            containers(&mut client, &mut found);
             let failed = |_| Err(http::Error::Malformed("the reader failed"));
             info.join().unwrap_or_else(failed)
         })
     } else {
-        let (info, client) = info(client);
-        containers(client, &mut found);
+        let info = get(&mut client, "/info");
+        containers(&mut client, &mut found);
         info
     };
     match info {
         Ok(info) => parse::info(&info, &mut found),
         Err(error) => found.unseen.push(format!("/info: {}", words(&error))),
     }
-    Answer::Engine(Box::new(found))
+    Answer::Engine(Box::new(found), client)
 }
 
 fn version(client: &mut http::Client) -> Result<parse::Found, http::Error> {
@@ -292,20 +323,19 @@ fn version(client: &mut http::Client) -> Result<parse::Found, http::Error> {
 }
 
 /// Asks for the containers.
-fn containers(mut client: http::Client, found: &mut parse::Found) {
-    match get(&mut client, "/containers/json") {
-        Ok(list) => {
-            parse::containers(&list, found);
-            inspect(client, found);
-        }
+fn containers(client: &mut http::Client, found: &mut parse::Found) {
+    match get(client, "/containers/json") {
+        Ok(list) => parse::containers(&list, found),
         Err(error) => found
             .unseen
             .push(format!("/containers/json: {}", words(&error))),
     }
 }
 
-/// Asks about the containers one by one, on a few connections side by side.
-fn inspect(client: http::Client, found: &mut parse::Found) {
+/// Asks about those containers of which the list and the processes did not tell all, one by one, on a
+/// few connections side by side.
+fn details(client: http::Client, found: &mut parse::Found, mains: &Mains) {
+    let docker = found.engine.kind == "docker";
     let containers = &mut found.engine.containers;
     if containers.len() > MAX_CONTAINERS {
         found.unseen.push(format!(
@@ -314,13 +344,17 @@ fn inspect(client: http::Client, found: &mut parse::Found) {
         ));
         containers.truncate(MAX_CONTAINERS);
     }
-    let share = containers
-        .len()
-        .div_ceil(CONNECTIONS)
-        .max(ON_ONE_CONNECTION);
+    for container in containers.iter_mut() {
+        container.pid = mains.get(&container.id).copied();
+    }
+    let mut wanted: Vec<&mut Container> = containers
+        .iter_mut()
+        .filter(|container| !(docker && container.pid.is_some() && parse::told_whole(container)))
+        .collect();
+    let share = wanted.len().div_ceil(CONNECTIONS).max(ON_ONE_CONNECTION);
     let missing = std::thread::scope(|scope| {
         let mut client = Some(client);
-        let threads: Vec<_> = containers
+        let threads: Vec<_> = wanted
             .chunks_mut(share)
             .filter_map(|part| {
                 let mine = client.take()?;
@@ -345,7 +379,7 @@ fn inspect(client: http::Client, found: &mut parse::Found) {
 }
 
 /// Why details of some are missing, if they are.
-fn inspect_each(mut client: http::Client, containers: &mut [Container]) -> Option<String> {
+fn inspect_each(mut client: http::Client, containers: &mut [&mut Container]) -> Option<String> {
     let mut missing = None;
     for container in containers {
         match get(&mut client, &format!("/containers/{}/json", container.id)) {
@@ -369,169 +403,4 @@ fn get(client: &mut http::Client, path: &str) -> Result<Value, http::Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::http::tests::peer;
-    use super::*;
-
-    fn answer(json: &str) -> Vec<u8> {
-        format!(
-            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{json}",
-            json.len()
-        )
-        .into_bytes()
-    }
-
-    fn observe(answers: Vec<Vec<u8>>, hang: bool) -> (Vec<Engine>, Vec<String>) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("docker.sock");
-        peer(&path, answers, hang);
-        let disk = Disk::new(folder.path());
-        let (engines, gaps) = engines(&disk, &[path], Duration::from_millis(500));
-        let gaps = gaps
-            .list()
-            .iter()
-            .map(|gap| {
-                assert_eq!(gap.uncertain, Uncertain::Endpoints);
-                gap.why.replace(&folder.path().display().to_string(), "")
-            })
-            .collect();
-        (engines, gaps)
-    }
-
-    #[test]
-    fn no_socket_or_no_listener_is_no_engine_and_no_gap() {
-        let folder = tempfile::tempdir().unwrap();
-        let stale = folder.path().join("stale.sock");
-        drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
-        let disk = Disk::new(folder.path());
-        let paths = [stale, folder.path().join("none.sock")];
-        let (engines, gaps) = engines(&disk, &paths, Duration::from_secs(2));
-        assert_eq!((engines.len(), gaps.list().len()), (0, 0));
-    }
-
-    #[test]
-    fn a_hung_daemon_is_a_gap() {
-        let (engines, gaps) = observe(vec![], true);
-        assert!(engines.is_empty());
-        assert_eq!(gaps, ["/docker.sock: no answer in time"]);
-    }
-
-    #[test]
-    fn a_daemon_that_hangs_half_way_keeps_what_it_told() {
-        let id = "a".repeat(64);
-        let list = format!(
-            r#"[{{"Id":"{id}","Names":["/web"],"Image":"web:1","HostConfig":{{"NetworkMode":"default"}},
-            "Ports":[{{"IP":"0.0.0.0","PrivatePort":80,"PublicPort":8080,"Type":"tcp"}}],
-            "NetworkSettings":{{"Networks":{{"bridge":{{"IPAddress":"172.17.0.2"}}}}}}}}]"#
-        );
-        let answers = vec![
-            answer("[]"),
-            answer(r#"{"Version":"20.10.24","Components":[{"Name":"Engine"}]}"#),
-            answer(r#"{"ID":"X"}"#),
-            answer(&list),
-        ];
-        let (engines, gaps) = observe(answers, true);
-        assert_eq!(engines[0].containers[0].name, "web");
-        assert_eq!(engines[0].containers[0].published[0].host_port, 8080);
-        assert_eq!(
-            gaps,
-            ["/docker.sock: details of some containers are missing: no answer in time"]
-        );
-    }
-
-    #[test]
-    fn an_answer_that_is_no_json_is_a_gap() {
-        let html = || answer("<html>");
-        let (engines, gaps) = observe(vec![html(), html()], false);
-        assert!(engines.is_empty());
-        assert_eq!(gaps, ["/docker.sock: the answer makes no sense: no JSON"]);
-    }
-
-    /// Answers by path, on several connections side by side; what it was asked.
-    fn docker(
-        path: &Path,
-        networks: &'static str,
-    ) -> std::sync::Arc<std::sync::Mutex<Vec<String>>> {
-        use std::io::{BufRead, BufReader, Write};
-        let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
-        let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-        let log = asked.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (mut stream, log) = (stream.unwrap(), log.clone());
-                std::thread::spawn(move || {
-                    let lines = BufReader::new(stream.try_clone().unwrap()).lines();
-                    for line in lines.map_while(Result::ok) {
-                        let Some(path) = line.strip_prefix("GET ") else {
-                            continue;
-                        };
-                        let path = path.trim_end_matches(" HTTP/1.1").to_owned();
-                        let json = match path.as_str() {
-                            "/networks" => networks.to_owned(),
-                            "/info" => r#"{"ID":"X","Swarm":{"LocalNodeState":"active"}}"#.into(),
-                            "/containers/json" => {
-                                let ids: Vec<String> =
-                                    (0..30).map(|n| format!(r#"{{"Id":"c{n}"}}"#)).collect();
-                                format!("[{}]", ids.join(","))
-                            }
-                            _ => r#"{"State":{"Pid":7}}"#.to_owned(),
-                        };
-                        let head = "HTTP/1.1 200 OK\r\nServer: Docker/20.10.24+dfsg1 (linux)\r\n";
-                        let size = json.len();
-                        log.lock().unwrap().push(path);
-                        let answer = format!("{head}Content-Length: {size}\r\n\r\n{json}");
-                        if stream.write_all(answer.as_bytes()).is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-        });
-        asked
-    }
-
-    #[test]
-    fn docker_is_asked_no_more_than_is_new() {
-        let of_swarm = r#"[{"Name":"docker_gwbridge","Scope":"local","Ingress":false}]"#;
-        for (networks, info) in [("[]", !nix::unistd::geteuid().is_root()), (of_swarm, true)] {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("docker.sock");
-            let asked = docker(&path, networks);
-            let disk = Disk::new(folder.path());
-            let (engines, gaps) = engines(&disk, &[path], Duration::from_secs(20));
-            assert_eq!(gaps.list(), []);
-            assert_eq!(engines[0].version, "20.10.24+dfsg1");
-            assert_eq!(engines[0].swarm, info, "what only /info tells is kept");
-            // Every container once, over however many connections.
-            assert_eq!(engines[0].containers.len(), 30);
-            assert!(engines[0].containers.iter().all(|c| c.pid == Some(7)));
-            let mut asked = asked.lock().unwrap().clone();
-            asked.sort();
-            let mut expected: Vec<String> =
-                (0..30).map(|n| format!("/containers/c{n}/json")).collect();
-            expected.push("/containers/json".to_owned());
-            expected.extend(info.then(|| "/info".to_owned()));
-            expected.push("/networks".to_owned());
-            expected.sort();
-            assert_eq!(asked, expected);
-        }
-    }
-
-    #[test]
-    fn two_names_of_one_socket_are_one_engine() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("docker.sock");
-        let link = folder.path().join("link.sock");
-        std::os::unix::fs::symlink(&path, &link).unwrap();
-        let answers = vec![
-            answer("[]"),
-            answer(r#"{"Version":"1"}"#),
-            answer("{}"),
-            answer("[]"),
-        ];
-        peer(&path, answers, false);
-        let disk = Disk::new(folder.path());
-        let (engines, gaps) = engines(&disk, &[path, link], Duration::from_secs(2));
-        assert_eq!((engines.len(), gaps.list().len()), (1, 0));
-    }
-}
+mod tests;
