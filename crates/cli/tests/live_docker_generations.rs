@@ -120,6 +120,7 @@ fn the_whole_way(generation: &Generation) {
         engine.ok(&["ufw", "default", "allow", "routed"]);
     }
     let audit = engine.audit();
+    as_inspected(&engine);
     let (server, server6) = (address::SERVER, address::SERVER_V6);
     let lan = address::SERVER_LAN;
     let direct = generation.direct;
@@ -269,6 +270,48 @@ fn the_whole_way(generation: &Generation) {
     }
     check(stranger, server, 11434, true, "after remove");
     (generation.more)(&engine);
+}
+
+/// Of a container the engine is only asked what its list and the processes leave open; the facts are those that it would
+/// have told.
+fn as_inspected(engine: &Engine) {
+    let snapshot = engine.ok(&[PORTCULLIS, "snapshot", "--no-probe"]);
+    let host: serde_json::Value = serde_json::from_str(&snapshot).unwrap();
+    let containers = host["engines"][0]["containers"].as_array().unwrap();
+    assert!(containers.len() > 5, "{containers:?}");
+    for container in containers {
+        let name = container["name"].as_str().unwrap();
+        let told = engine.run(&["inspect", name]);
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        let told = &told[0];
+        assert_eq!(container["id"], told["Id"], "{name}");
+        assert_eq!(container["pid"], told["State"]["Pid"], "{name}");
+        let image = told["Config"]["Image"].as_str().unwrap();
+        assert!(
+            image.ends_with(container["image"].as_str().unwrap()),
+            "{name}: {image}"
+        );
+        let bindings = told["NetworkSettings"]["Ports"].as_object().unwrap();
+        let published: usize = bindings
+            .values()
+            .filter_map(|b| Some(b.as_array()?.len()))
+            .sum();
+        let ours = container["published"].as_array().unwrap().len();
+        // Podman tells of one binding for both families.
+        assert!(ours >= published, "{name}: {container} {bindings:?}");
+        for network in told["NetworkSettings"]["Networks"]
+            .as_object()
+            .unwrap()
+            .values()
+        {
+            let address = &network["IPAddress"];
+            let all = container["addresses"].as_array().unwrap();
+            assert!(
+                all.iter().any(|a| a["address"] == *address),
+                "{name}: {container}"
+            );
+        }
+    }
 }
 
 fn nothing_more(_: &Engine) {}
