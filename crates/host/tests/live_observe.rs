@@ -66,9 +66,13 @@ fn observe_in(server: &lab::Host, prefix: &[&str]) -> Host {
 }
 
 /// The facts of a host, observed over an SSH session of the operator.
-fn observe_over_ssh(world: &World, key: &std::path::Path) -> Host {
+fn observe_over_ssh(world: &World, key: &std::path::Path, prefix: &[&str]) -> Host {
     let words = observer();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let words = prefix
+        .iter()
+        .copied()
+        .chain(words.iter().map(String::as_str));
+    let words: Vec<&str> = words.collect();
     let output = world.operator.ssh(address::SERVER, key, &words).unwrap();
     assert!(output.success(), "{}", output.text());
     read(&world.server)
@@ -148,7 +152,7 @@ fn a_server_with_ufw_docker_and_an_operator() {
         .unwrap()
         .unwrap();
 
-    let host = observe_over_ssh(&world, &sshd.key);
+    let host = observe_over_ssh(&world, &sshd.key, &[]);
 
     assert_eq!(gaps(&host), [], "{:#?}", host.unseen);
     assert!(host.privileged && !host.systemd);
@@ -269,6 +273,13 @@ fn a_server_with_ufw_docker_and_an_operator() {
     }
     assert!(host.packages["ufw"].is_some());
     assert!(!host.files.is_empty() && host.files.values().all(Option::is_none));
+
+    // Where sshd itself cannot be seen, as in a container, the caller is known by what sshd told him.
+    let apart = ["unshare", "--pid", "--fork", "--mount-proc"];
+    let host = observe_over_ssh(&world, &sshd.key, &apart);
+    let own: Vec<_> = host.sessions.iter().filter(|s| s.own).collect();
+    assert_eq!(own.len(), 1, "{:?}", host.sessions);
+    assert_eq!((own[0].peer, own[0].pid), (address::OPERATOR, None));
     drop(other);
 }
 

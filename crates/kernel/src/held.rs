@@ -9,8 +9,8 @@ use crate::sockets::{Connection, TCP_ESTABLISHED};
 use crate::{Error, sockopt};
 use nix::errno::Errno;
 use rustix::fs::{CWD, fstat};
-use rustix::net::{AddressFamily, SocketAddrAny, SocketType, getpeername, getsockname, ipproto};
-use rustix::net::{socket, sockopt as known};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, ipproto};
+use rustix::net::{getpeername, getsockname, socket_with, sockopt as known};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -23,8 +23,9 @@ const SO_BINDTOIFINDEX: libc::c_int = 62;
 /// sorted. Those that it closes meanwhile are left out, and all when it has ended.
 ///
 /// # Errors
-/// Without the right to trace the process ([`Error::Permission`]; CAP_SYS_PTRACE gives it), and
-/// where the kernel is older than 5.14 and cannot tell whose namespace a socket is in.
+/// Whenever one may be missing: without the right to trace the process ([`Error::Permission`];
+/// CAP_SYS_PTRACE gives it), where it has sockets of MPTCP, whose connections only the kernel's table
+/// tells, and where the kernel is older than 5.14 and cannot tell whose namespace a socket is in.
 /// [`connections`](crate::connections()) can be asked then.
 pub fn connections_of(process: &Process) -> Result<Vec<Connection>, Error> {
     let pid = process.pid;
@@ -39,7 +40,8 @@ pub fn connections_of(process: &Process) -> Result<Vec<Connection>, Error> {
         }
     };
     let gone = |errno| matches!(errno, rustix::io::Errno::SRCH | rustix::io::Errno::NOENT);
-    let own = socket(AddressFamily::INET, SocketType::STREAM, None).map_err(err)?;
+    let flags = SocketFlags::CLOEXEC;
+    let own = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).map_err(err)?;
     let own = namespace(&own).map_err(err)?;
     let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return Ok(Vec::new());
@@ -54,14 +56,19 @@ pub fn connections_of(process: &Process) -> Result<Vec<Connection>, Error> {
     };
     // The number may be another's since the process was seen. It is not, if it is the same now:
     // the descriptor came before this look.
-    if process::started(&folder) != Some(process.started) {
-        return Ok(Vec::new());
+    match process::started(&folder) {
+        Some(started) if started == process.started => {}
+        Some(_) => return Ok(Vec::new()),
+        None => return Err(err(rustix::io::Errno::IO)),
     }
     let mut found = Vec::new();
     let mut refused = None;
     let walked = process::each_socket(&folder, |fd| {
         match pidfd_getfd(&holder, fd, PidfdGetfdFlags::empty()) {
-            Ok(socket) => found.extend(connection(&socket, own)),
+            Ok(socket) => match connection(&socket, own) {
+                Ok(connection) => found.extend(connection),
+                Err(errno) => refused = Some(errno),
+            },
             // Closed meanwhile, or the process has ended.
             Err(rustix::io::Errno::BADF) => {}
             Err(errno) if gone(errno) => {}
@@ -80,35 +87,58 @@ pub fn connections_of(process: &Process) -> Result<Vec<Connection>, Error> {
 
 /// A number for the network namespace that a socket is in (SO_NETNS_COOKIE).
 fn namespace(socket: &OwnedFd) -> Result<[u8; 8], rustix::io::Errno> {
-    sockopt::bytes(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE)
+    option(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE)
+}
+
+fn option<const N: usize>(
+    socket: &OwnedFd,
+    level: libc::c_int,
+    option: libc::c_int,
+) -> Result<[u8; N], rustix::io::Errno> {
+    sockopt::bytes(socket, level, option)
         .map_err(|errno| rustix::io::Errno::from_raw_os_error(errno as i32))
 }
 
 /// Both ends, if it is an established TCP connection of this namespace.
-fn connection(socket: &OwnedFd, own: [u8; 8]) -> Option<Connection> {
-    let family = known::socket_domain(socket).ok()?;
-    let tcp = matches!(family, AddressFamily::INET | AddressFamily::INET6)
-        && known::socket_protocol(socket).ok()? == Some(ipproto::TCP);
-    // The first byte of struct tcp_info is the state.
-    let state = || sockopt::bytes::<1>(socket, libc::IPPROTO_TCP, libc::TCP_INFO).ok();
-    if !tcp || namespace(socket) != Ok(own) || state()? != [TCP_ESTABLISHED as u8] {
-        return None;
+fn connection(socket: &OwnedFd, own: [u8; 8]) -> Result<Option<Connection>, rustix::io::Errno> {
+    let family = known::socket_domain(socket)?;
+    let inet = matches!(family, AddressFamily::INET | AddressFamily::INET6);
+    if !inet || known::socket_type(socket)? != SocketType::STREAM {
+        return Ok(None);
     }
-    let (local, peer) = (
-        ip(getsockname(socket).ok()?)?,
-        ip(getpeername(socket).ok()??)?,
-    );
-    let device = sockopt::bytes(socket, libc::SOL_SOCKET, SO_BINDTOIFINDEX).ok();
-    let about = fstat(socket).ok()?;
-    Some(Connection {
+    if namespace(socket)? != own {
+        return Ok(None);
+    }
+    match known::socket_protocol(socket)? {
+        Some(ipproto::TCP) => {}
+        Some(ipproto::MPTCP) => return Err(rustix::io::Errno::OPNOTSUPP),
+        // SCTP has no place in the kernel's table of TCP.
+        _ => return Ok(None),
+    }
+    // The first byte of struct tcp_info is the state.
+    let state: [u8; 1] = option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+    if state != [TCP_ESTABLISHED as u8] {
+        return Ok(None);
+    }
+    let peer = match getpeername(socket) {
+        // It has just ended.
+        Err(rustix::io::Errno::NOTCONN) => None,
+        peer => peer?,
+    };
+    let (Some(local), Some(peer)) = (ip(getsockname(socket)?), peer.and_then(ip)) else {
+        return Ok(None);
+    };
+    let device = u32::from_ne_bytes(option(socket, libc::SOL_SOCKET, SO_BINDTOIFINDEX)?);
+    let about = fstat(socket)?;
+    Ok(Some(Connection {
         local: local.ip().to_canonical(),
         local_port: local.port(),
         peer: peer.ip().to_canonical(),
         peer_port: peer.port(),
-        device: device.map(u32::from_ne_bytes).filter(|index| *index != 0),
+        device: (device != 0).then_some(device),
         uid: about.st_uid,
         inode: about.st_ino,
-    })
+    }))
 }
 
 fn ip(address: SocketAddrAny) -> Option<SocketAddr> {
@@ -137,6 +167,19 @@ mod tests {
         let told = of_port(connections_of(&me).unwrap());
         assert_eq!(told.len(), 2);
         assert_eq!(told, of_port(crate::connections().unwrap()));
+    }
+
+    /// Its connections are in the kernel's table with this very inode, but the socket itself is no TCP.
+    #[test]
+    fn where_mptcp_is_spoken_somebody_else_is_to_be_asked() {
+        let mptcp = Some(ipproto::MPTCP);
+        let flags = SocketFlags::CLOEXEC;
+        let Ok(mptcp) = socket_with(AddressFamily::INET, SocketType::STREAM, flags, mptcp) else {
+            // A kernel without it has none of its connections.
+            return;
+        };
+        let own = namespace(&mptcp).unwrap();
+        assert!(connection(&mptcp, own).is_err());
     }
 
     #[test]

@@ -5,11 +5,13 @@ use crate::{Error, net};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 /// Longest wait for the thread in the other namespace.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Namespaces without an answer that are waited for.
+const MOST_STUCK: u32 = 2;
 
 /// Runs `ask` in the network namespace of process `pid`, on a thread of its own: the caller's
 /// namespace does not change.
@@ -20,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// whatever `ask` returns.
 pub fn in_netns_of<T: Send + 'static>(
     pid: u32,
-    ask: impl Fn() -> Result<T, Error> + Send + 'static,
+    ask: impl Fn() -> Result<T, Error> + Send + Sync + 'static,
 ) -> Result<T, Error> {
     let mut answers = in_netns_of_each(&[pid], ask);
     answers.pop().unwrap_or_else(|| Err(late(pid)))
@@ -29,34 +31,59 @@ pub fn in_netns_of<T: Send + 'static>(
 /// As [`in_netns_of`], in those of several processes one after the other; an answer for each.
 fn in_netns_of_each<T: Send + 'static>(
     pids: &[u32],
-    ask: impl Fn() -> Result<T, Error> + Send + 'static,
+    ask: impl Fn() -> Result<T, Error> + Send + Sync + 'static,
 ) -> Vec<Result<T, Error>> {
-    let (send, receive) = mpsc::channel();
-    let each = pids.to_vec();
-    let thread = std::thread::Builder::new()
-        .name("netns".to_owned())
-        .spawn(move || {
-            for pid in each {
-                // The caller may have stopped waiting.
-                if send.send(enter(pid).and_then(|()| ask())).is_err() {
-                    break;
+    let ask = Arc::new(ask);
+    let mut answers = Vec::new();
+    let mut stuck = 0;
+    while let Some(rest) = pids.get(answers.len()..)
+        && let Some(first) = rest.first()
+    {
+        if stuck == MOST_STUCK {
+            answers.push(Err(Error::Timeout {
+                what: format!("{}, not asked after others", what(*first)),
+                seconds: PATIENCE.as_secs(),
+            }));
+            continue;
+        }
+        match visit(rest.to_vec(), ask.clone()) {
+            Ok(visited) => {
+                while answers.len() < pids.len()
+                    && let Ok(answer) = visited.recv_timeout(PATIENCE)
+                {
+                    answers.push(answer);
+                }
+                // Whoever did not answer is left to itself; the others are asked by somebody else.
+                if let Some(pid) = pids.get(answers.len()) {
+                    answers.push(Err(late(*pid)));
+                    stuck += 1;
                 }
             }
-        });
-    if let Err(error) = thread {
-        let errno = error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw);
-        let failed = |pid: &u32| Err(Error::kernel(&what(*pid), errno));
-        return pids.iter().map(failed).collect();
+            Err(errno) => answers.push(Err(Error::kernel(&what(*first), errno))),
+        }
     }
-    let mut patience = PATIENCE;
-    let answer = |pid: &u32| {
-        receive.recv_timeout(patience).unwrap_or_else(|_| {
-            // The thread is stuck: nobody after this one is answered for.
-            patience = Duration::ZERO;
-            Err(late(*pid))
-        })
+    answers
+}
+
+/// Starts a thread that asks in one namespace after the other.
+fn visit<T: Send + 'static>(
+    pids: Vec<u32>,
+    ask: Arc<impl Fn() -> Result<T, Error> + Send + Sync + 'static>,
+) -> Result<mpsc::Receiver<Result<T, Error>>, Errno> {
+    let (send, receive) = mpsc::channel();
+    let visitor = move || {
+        for pid in pids {
+            // The caller may have stopped waiting.
+            if send.send(enter(pid).and_then(|()| ask())).is_err() {
+                break;
+            }
+        }
     };
-    pids.iter().map(answer).collect()
+    std::thread::Builder::new()
+        .name("netns".to_owned())
+        .spawn(visitor)
+        .map_err(|error| error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw))?;
+    Ok(receive)
 }
 
 fn late(pid: u32) -> Error {
@@ -89,7 +116,7 @@ fn enter(pid: u32) -> Result<(), Error> {
 /// [`sockets`](crate::sockets()) of the network namespaces that these processes are in.
 ///
 /// # Errors
-/// For each as [`in_netns_of`]; once one was late, so are those after it.
+/// For each as [`in_netns_of`]; after two that were late no other is asked.
 pub fn sockets_in(pids: &[u32]) -> Vec<Result<Vec<Socket>, Error>> {
     in_netns_of_each(pids, sockets)
 }

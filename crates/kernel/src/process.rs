@@ -4,7 +4,7 @@ use crate::Error;
 use crate::cgroup::{ContainerRef, Unit, container_of_cgroup, unit_of_cgroup};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{CWD, Mode, OFlags, RawDir, fstat, openat, readlinkat_raw};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::path::Arg;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -191,7 +191,7 @@ impl Default for Reader {
     fn default() -> Self {
         Self {
             text: Vec::new(),
-            // The kernel makes no longer target (fs/proc/base.c: do_proc_readlink).
+            // The kernel makes no longer target where pages have 4 KiB (fs/proc/base.c: do_proc_readlink).
             link: Vec::with_capacity(4096),
             descriptors: room(),
         }
@@ -200,6 +200,10 @@ impl Default for Reader {
 
 impl Reader {
     fn process(&mut self, pid: u32, folder: &Folder) -> Option<Process> {
+        // The owner of this folder, unlike that of what is in it, is always the effective user
+        // (fs/proc/base.c: task_dump_owner). It is root's once the process has ended; what is read
+        // next shows that it has not.
+        let uid = fstat(&folder.0).ok()?.st_uid;
         let Stat {
             comm,
             parent,
@@ -217,9 +221,6 @@ impl Reader {
                 ..Process::default()
             });
         }
-        // The owner of this folder, unlike that of what is in it, is always the effective user
-        // (fs/proc/base.c: task_dump_owner).
-        let uid = fstat(&folder.0).ok()?.st_uid;
         let cgroup = self
             .read(folder, c"cgroup", 64 * 1024)
             .map(|text| String::from_utf8_lossy(text).into_owned());
@@ -255,7 +256,8 @@ impl Reader {
             // /proc tells no size, and little room would mean many reads.
             self.text.reserve(4096);
             let room = self.text.capacity() - self.text.len();
-            let read = rustix::io::read(&file, spare_capacity(&mut self.text)).ok()?;
+            let read = || rustix::io::read(&file, spare_capacity(&mut self.text));
+            let read = retry_on_intr(read).ok()?;
             // These files have one record: what does not fill the room is the end.
             if read < room || self.text.len() >= limit {
                 break;

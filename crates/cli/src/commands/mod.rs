@@ -44,6 +44,8 @@ pub fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
     let mut out = BufWriter::with_capacity(64 * 1024, std::io::stdout().lock());
     match serde_json::to_writer_pretty(&mut out, value) {
         Err(error) if !error.is_io() => {
+            // Not flushed: half an answer helps nobody.
+            let _ = out.into_parts();
             return Err(CliError::usage("cannot put the answer into JSON").because(&error));
         }
         Err(error) => return written(Err(error.into())),

@@ -204,7 +204,7 @@ pub fn observe_with(options: &Options) -> Host {
 fn engines(
     disk: &Disk,
     options: &Options,
-    mains: impl FnOnce() -> docker::Mains,
+    mains: impl FnOnce() -> docker::Mains + Send,
 ) -> (Vec<Engine>, Gaps) {
     let usual;
     let paths = match &options.engine_sockets {

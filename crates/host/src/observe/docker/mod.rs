@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// Most bytes of one answer.
@@ -87,7 +88,7 @@ pub(super) fn engines(
     disk: &Disk,
     paths: &[PathBuf],
     patience: Duration,
-    mains: impl FnOnce() -> Mains,
+    mains: impl FnOnce() -> Mains + Send,
 ) -> (Vec<Engine>, Gaps) {
     let mut gaps = Gaps::default();
     let mut seen = BTreeSet::new();
@@ -116,12 +117,15 @@ pub(super) fn engines(
         sockets.truncate(MAX_SOCKETS);
     }
     let alone = sockets.len() == 1;
+    let mains = LazyLock::new(mains);
+    let mains = &|| &*mains;
     let answers: Vec<Answer> = std::thread::scope(|scope| {
         let threads: Vec<_> = sockets
             .iter()
             .map(|path| {
                 let known = alone && is_roots(path);
-                scope.spawn(move || ask(path, known, Instant::now() + patience))
+                // Each by itself: one that hangs takes nothing from the others.
+                scope.spawn(move || ask(path, known, Instant::now() + patience, mains))
             })
             .collect();
         threads
@@ -133,9 +137,6 @@ pub(super) fn engines(
             })
             .collect()
     });
-    let waiting = Instant::now();
-    let mains = mains();
-    let waited = waiting.elapsed();
     let mut engines = Vec::new();
     let mut ids = BTreeSet::new();
     for (path, answer) in sockets.iter().zip(answers) {
@@ -146,14 +147,13 @@ pub(super) fn engines(
                 format!("{}: {why}", path.display()),
                 Uncertain::Endpoints,
             ),
-            Answer::Engine(mut found, client) => {
+            Answer::Engine(found) => {
                 // One engine may be reached through two sockets.
                 if let Some(id) = &found.id
                     && !ids.insert(id.clone())
                 {
                     continue;
                 }
-                details(client.later(waited), &mut found, &mains);
                 let mut engine = found.engine;
                 // An engine that cannot say it: these folders are those of users.
                 engine.rootless |= path.starts_with("/run/user");
@@ -199,10 +199,14 @@ fn settings(disk: &Disk, engine: &mut Engine, gaps: &mut Gaps) {
     }
 }
 
-/// Adds what the command line of the system's dockerd tells, where there is one.
+/// Adds what the command line of the system's dockerd tells, where there is one: root's, and in no container but
+/// this process's own. Anybody can call a program so.
 pub(super) fn command_line(engines: &mut [Engine], processes: &Processes) {
+    let own = processes.get(std::process::id());
+    let here = own.and_then(|own| own.container.as_ref());
     let daemon = processes
         .iter()
+        .filter(|p| p.uid == 0 && (p.container.is_none() || p.container.as_ref() == here))
         .find(|p| p.comm == "dockerd" && !p.cmdline.is_empty());
     let ours = |engine: &&mut Engine| engine.kind == "docker" && !engine.rootless;
     if let Some(daemon) = daemon
@@ -257,8 +261,7 @@ enum Answer {
     /// A socket file without a listener: no engine runs.
     Nobody,
     Failed(String),
-    /// With the client that it was asked by.
-    Engine(Box<parse::Found>, http::Client),
+    Engine(Box<parse::Found>),
 }
 
 /// Whether the engine at this socket runs as root, as one without its own user namespace does.
@@ -267,8 +270,13 @@ fn is_roots(path: &Path) -> bool {
 }
 
 /// Asks one engine. `known`: that it is root's, and that no other is asked, so that its identity is
-/// not wanted.
-fn ask(path: &Path, known: bool, deadline: Instant) -> Answer {
+/// not wanted. `mains` may take a while, which is nothing that the engine is to blame for.
+fn ask<'m>(
+    path: &Path,
+    known: bool,
+    deadline: Instant,
+    mains: &(dyn Fn() -> &'m Mains + Sync),
+) -> Answer {
     let mut client = http::Client::new(path, deadline, MAX_ANSWER);
     // Whatever is asked first, the answer's head tells who answers.
     let networks = match get(&mut client, "/networks") {
@@ -293,8 +301,8 @@ fn ask(path: &Path, known: bool, deadline: Instant) -> Answer {
         Err(error) => found.unseen.push(format!("/networks: {}", words(&error))),
     }
     if nothing_new {
-        containers(&mut client, &mut found);
-        return Answer::Engine(Box::new(found), client);
+        containers(client, &mut found, mains);
+        return Answer::Engine(Box::new(found));
     }
     // Docker runs programs to answer this (`runc --version` among them), so that it takes longer
     // than all the rest: it is waited for meanwhile.
@@ -302,20 +310,20 @@ fn ask(path: &Path, known: bool, deadline: Instant) -> Answer {
         let mut aside = client.again();
         std::thread::scope(|scope| {
             let info = scope.spawn(move || get(&mut aside, "/info"));
-            containers(&mut client, &mut found);
+            containers(client, &mut found, mains);
             let failed = |_| Err(http::Error::Malformed("the reader failed"));
             info.join().unwrap_or_else(failed)
         })
     } else {
         let info = get(&mut client, "/info");
-        containers(&mut client, &mut found);
+        containers(client, &mut found, mains);
         info
     };
     match info {
         Ok(info) => parse::info(&info, &mut found),
         Err(error) => found.unseen.push(format!("/info: {}", words(&error))),
     }
-    Answer::Engine(Box::new(found), client)
+    Answer::Engine(Box::new(found))
 }
 
 fn version(client: &mut http::Client) -> Result<parse::Found, http::Error> {
@@ -323,9 +331,18 @@ fn version(client: &mut http::Client) -> Result<parse::Found, http::Error> {
 }
 
 /// Asks for the containers.
-fn containers(client: &mut http::Client, found: &mut parse::Found) {
-    match get(client, "/containers/json") {
-        Ok(list) => parse::containers(&list, found),
+fn containers<'m>(
+    mut client: http::Client,
+    found: &mut parse::Found,
+    mains: &(dyn Fn() -> &'m Mains + Sync),
+) {
+    match get(&mut client, "/containers/json") {
+        Ok(list) => {
+            parse::containers(&list, found);
+            let waiting = Instant::now();
+            let mains = mains();
+            details(client.later(waiting.elapsed()), found, mains);
+        }
         Err(error) => found
             .unseen
             .push(format!("/containers/json: {}", words(&error))),

@@ -183,6 +183,32 @@ fn containers_that_list_and_processes_tell_of_are_not_asked_about() {
 }
 
 #[test]
+fn an_engine_that_hangs_takes_nothing_from_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let (hangs, answers) = (folder.path().join("a.sock"), folder.path().join("b.sock"));
+    peer(&hangs, vec![], true);
+    let asked = docker(&answers, "[]", r#"[{"Id":"c1"}]"#.to_owned());
+    let disk = Disk::new(folder.path());
+    let patience = Duration::from_millis(700);
+    // The processes take longer than an engine may.
+    let mains = || {
+        std::thread::sleep(Duration::from_millis(900));
+        Mains::new()
+    };
+    let (engines, gaps) = engines(&disk, &[hangs, answers], patience, mains);
+    assert_eq!(engines[0].containers[0].pid, Some(7));
+    let gaps: Vec<&str> = gaps.list().iter().map(|gap| gap.why.as_str()).collect();
+    assert!(
+        gaps.len() == 1 && gaps[0].ends_with("a.sock: no answer in time"),
+        "{gaps:?}"
+    );
+    assert!(
+        asked.lock().unwrap().contains(&"/info".to_owned()),
+        "there may be two of one engine"
+    );
+}
+
+#[test]
 fn the_main_process_is_the_first_that_came_from_outside() {
     let container = |id: &str| {
         Some(kernel::ContainerRef {
