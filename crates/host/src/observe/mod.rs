@@ -43,7 +43,8 @@ pub struct Options {
     /// Sockets of container engines; `None`: the usual places, `DOCKER_HOST` when it names a
     /// unix socket, and those of rootless engines.
     pub engine_sockets: Option<Vec<PathBuf>>,
-    /// Time that each container engine gets for all its answers together.
+    /// Time that each container engine gets for all its answers together; Podman gets some more, since
+    /// systemd starts it when it is asked.
     pub engine_patience: Duration,
     /// fail2ban's socket; `None`: as its settings say.
     pub fail2ban_socket: Option<PathBuf>,
@@ -68,8 +69,7 @@ impl Default for Options {
         Self {
             root: PathBuf::from("/"),
             engine_sockets: None,
-            // systemd starts Podman's API when it is asked.
-            engine_patience: Duration::from_secs(5),
+            engine_patience: Duration::from_secs(2),
             fail2ban_socket: None,
             fail2ban_patience: Duration::from_secs(2),
             rules_from: RulesFrom::default(),

@@ -125,6 +125,7 @@ pub(super) fn engines(
             .map(|path| {
                 let known = alone && is_roots(path);
                 // Each by itself: one that hangs takes nothing from the others.
+                let patience = patience + start_of(path);
                 scope.spawn(move || ask(path, known, Instant::now() + patience, mains))
             })
             .collect();
@@ -262,6 +263,15 @@ enum Answer {
     Nobody,
     Failed(String),
     Engine(Box<parse::Found>),
+}
+
+/// How long it may take until anybody is there to answer: Podman has no daemon, systemd starts one for
+/// whoever asks. Docker's runs, or is hung.
+fn start_of(path: &Path) -> Duration {
+    match path.file_name().is_some_and(|name| name == "podman.sock") {
+        true => Duration::from_secs(3),
+        false => Duration::ZERO,
+    }
 }
 
 /// Whether the engine at this socket runs as root, as one without its own user namespace does.
