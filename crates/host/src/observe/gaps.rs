@@ -45,14 +45,42 @@ impl Gaps {
     }
 }
 
-/// An error with its causes, in one line.
+/// An error with its causes, in one line. A cause that the error has named already is not named again.
 pub(super) fn words(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let named = cause.to_string();
+        if !text.ends_with(&named) {
+            text = format!("{text}: {named}");
+        }
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_named_once() {
+        #[derive(Debug, thiserror::Error)]
+        enum Fault {
+            #[error("{path}: {source}")]
+            Named {
+                path: &'static str,
+                source: std::io::Error,
+            },
+            #[error("no door")]
+            Unnamed(#[source] std::io::Error),
+        }
+        let denied = || std::io::Error::other("denied");
+        let named = Fault::Named {
+            path: "/x",
+            source: denied(),
+        };
+        assert_eq!(words(&named), "/x: denied");
+        assert_eq!(words(&Fault::Unnamed(denied())), "no door: denied");
+    }
 }
