@@ -3,8 +3,9 @@
 //! As root: `cargo bench -p portcullis --bench observe [-- ROUNDS]` makes a lab host with 300
 //! rules, 30 sockets and 10 containers, and times in turns, in one run:
 //! `portcullis snapshot --no-probe` (a whole observe, written out), `portcullis audit` without and with
-//! questions to the local ports (all of them web servers, on the host and in the containers), and `iptables-save`, `nft list ruleset`, `ss -lntup`, `ip addr`, `ip route`, `docker ps` one after
-//! the other. Every program writes to /dev/null and is timed from its start to its end. What each
+//! questions to the local ports (all of them web servers, on the host and in the containers), an
+//! observe in a process that runs already, with and without sshd, and `iptables-save`, `nft list
+//! ruleset`, `ss -lntup`, `ip addr`, `ip route`, `docker ps` one after the other. Every program writes to /dev/null and is timed from its start to its end. What each
 //! costs in time of a processor is shown as well, since it does not depend on what else runs; it is
 //! the program's own and that of the programs it starts, not what daemons spend on answering.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // A bench: it stops at the first fault.
@@ -271,18 +272,22 @@ fn inside(rounds: usize) {
 /// The tools and an observe where no sshd can be run: what an observe costs by itself.
 fn without_sshd(rounds: usize) -> Vec<(Duration, Duration)> {
     // In the lab host's own view of the disk.
-    let hidden = Command::new("mount")
-        .args(["--bind", "/dev/null", SSHD[0]])
-        .status();
-    assert!(hidden.unwrap().success());
+    let run = |argv: &[&str]| {
+        let done = Command::new(argv[0]).args(&argv[1..]).status();
+        assert!(done.unwrap().success(), "{argv:?}");
+    };
+    run(&["mount", "--bind", "/dev/null", SSHD[0]]);
     let tools = || TOOLS.iter().map(|tool| cost(tool).0).sum();
     let pair = |_| {
         let start = Instant::now();
         drop(host::observe::observe());
-        (start.elapsed(), tools())
+        let ours = start.elapsed();
+        (tools(), ours)
     };
-    let swapped = |(ours, tools)| (tools, ours);
-    (0..rounds).map(pair).map(swapped).collect()
+    let pairs = (0..rounds).map(pair).collect();
+    // What is measured next has its sshd again.
+    run(&["umount", SSHD[0]]);
+    pairs
 }
 
 /// Prints the largest resident size of a program in KiB.

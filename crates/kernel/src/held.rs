@@ -87,16 +87,7 @@ pub fn connections_of(process: &Process) -> Result<Vec<Connection>, Error> {
 
 /// A number for the network namespace that a socket is in (SO_NETNS_COOKIE).
 fn namespace(socket: &OwnedFd) -> Result<[u8; 8], rustix::io::Errno> {
-    option(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE)
-}
-
-fn option<const N: usize>(
-    socket: &OwnedFd,
-    level: libc::c_int,
-    option: libc::c_int,
-) -> Result<[u8; N], rustix::io::Errno> {
-    sockopt::bytes(socket, level, option)
-        .map_err(|errno| rustix::io::Errno::from_raw_os_error(errno as i32))
+    sockopt::bytes(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE)
 }
 
 /// Both ends, if it is an established TCP connection of this namespace.
@@ -116,7 +107,7 @@ fn connection(socket: &OwnedFd, own: [u8; 8]) -> Result<Option<Connection>, rust
         _ => return Ok(None),
     }
     // The first byte of struct tcp_info is the state.
-    let state: [u8; 1] = option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+    let state: [u8; 1] = sockopt::bytes(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
     if state != [TCP_ESTABLISHED as u8] {
         return Ok(None);
     }
@@ -128,7 +119,8 @@ fn connection(socket: &OwnedFd, own: [u8; 8]) -> Result<Option<Connection>, rust
     let (Some(local), Some(peer)) = (ip(getsockname(socket)?), peer.and_then(ip)) else {
         return Ok(None);
     };
-    let device = u32::from_ne_bytes(option(socket, libc::SOL_SOCKET, SO_BINDTOIFINDEX)?);
+    let device = sockopt::bytes(socket, libc::SOL_SOCKET, SO_BINDTOIFINDEX)?;
+    let device = u32::from_ne_bytes(device);
     let about = fstat(socket)?;
     Ok(Some(Connection {
         local: local.ip().to_canonical(),

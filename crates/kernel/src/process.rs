@@ -75,6 +75,12 @@ impl Processes {
         pids.iter().filter_map(|p| self.by_pid.get(p)).collect()
     }
 
+    /// Whether a process runs beside this one: in no container, or in this process's own.
+    pub fn beside(&self, process: &Process) -> bool {
+        let own = self.get(std::process::id());
+        process.container.is_none() || own.is_some_and(|own| own.container == process.container)
+    }
+
     /// The parents of a process, nearest first; bounded, and safe against cycles.
     pub fn ancestors(&self, pid: u32) -> Vec<&Process> {
         let mut out = Vec::new();
@@ -269,36 +275,62 @@ impl Reader {
 
     /// What a link points to.
     fn link(&mut self, folder: &Folder, name: &CStr) -> Result<&[u8], Errno> {
-        self.link.clear();
-        readlinkat_raw(&folder.0, name, spare_capacity(&mut self.link))?;
-        Ok(&self.link)
+        target(&mut self.link, folder, name)
     }
 
     /// Inodes of the sockets that a process holds, sorted. `None`: not permitted.
     fn sockets(&mut self, folder: &Folder) -> Option<Vec<u64>> {
-        let mut room = std::mem::take(&mut self.descriptors);
-        let mut inodes = Some(Vec::new());
-        let walked = descriptors(folder, &mut room, |descriptors, name| {
-            match self.link(descriptors, name) {
-                Ok(target) => {
-                    if let (Some(inodes), Some(inode)) = (&mut inodes, socket(target)) {
-                        inodes.push(inode);
-                    }
-                }
-                Err(Errno::ACCESS | Errno::PERM) => inodes = None,
-                // Closed meanwhile.
-                Err(_) => {}
-            }
-        });
-        self.descriptors = room;
+        let mut inodes = Vec::new();
+        let walked = self.each_socket(folder, |_, inode| inodes.push(inode));
+        // Whatever else goes wrong, the process has ended.
         if matches!(walked, Err(Errno::ACCESS | Errno::PERM)) {
             return None;
         }
-        let mut inodes = inodes?;
         inodes.sort_unstable();
         inodes.dedup();
         Some(inodes)
     }
+
+    /// Names each of a process's descriptors that is a socket, with the socket's inode.
+    fn each_socket(
+        &mut self,
+        folder: &Folder,
+        mut each: impl FnMut(&CStr, u64),
+    ) -> Result<(), Errno> {
+        let folder = Folder::open(&folder.0, c"fd")?;
+        let mut entries = RawDir::new(&folder.0, self.descriptors.spare_capacity_mut());
+        let mut seen = 0;
+        let mut refused = Ok(());
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.to_bytes().first() == Some(&b'.') {
+                continue;
+            }
+            seen += 1;
+            if seen > MAX_FDS {
+                break;
+            }
+            match target(&mut self.link, &folder, name) {
+                Ok(target) => {
+                    if let Some(inode) = inode_of(target, "socket:[") {
+                        each(name, inode);
+                    }
+                }
+                Err(errno @ (Errno::ACCESS | Errno::PERM)) => refused = Err(errno),
+                // Closed meanwhile.
+                Err(_) => {}
+            }
+        }
+        refused
+    }
+}
+
+/// What a link points to, read into `room`.
+fn target<'r>(room: &'r mut Vec<u8>, folder: &Folder, name: &CStr) -> Result<&'r [u8], Errno> {
+    room.clear();
+    readlinkat_raw(&folder.0, name, spare_capacity(room))?;
+    Ok(room)
 }
 
 /// When a process started, as [`Process::started`].
@@ -309,44 +341,11 @@ pub(crate) fn started(folder: &Folder) -> Option<u64> {
 
 /// Names each of a process's descriptors that is a socket.
 pub(crate) fn each_socket(folder: &Folder, mut each: impl FnMut(RawFd)) -> Result<(), Errno> {
-    let mut reader = Reader::default();
-    let mut refused = Ok(());
-    descriptors(folder, &mut room(), |descriptors, name| {
-        match reader.link(descriptors, name) {
-            Ok(target) if socket(target).is_some() => {
-                if let Some(fd) = name.to_str().ok().and_then(|n| n.parse().ok()) {
-                    each(fd);
-                }
-            }
-            Err(errno @ (Errno::ACCESS | Errno::PERM)) => refused = Err(errno),
-            _ => {}
+    Reader::default().each_socket(folder, |name, _| {
+        if let Some(fd) = name.to_str().ok().and_then(|n| n.parse().ok()) {
+            each(fd);
         }
-    })?;
-    refused
-}
-
-/// Names each open descriptor of a process, with the folder that it is in.
-fn descriptors(
-    folder: &Folder,
-    room: &mut Vec<u8>,
-    mut each: impl FnMut(&Folder, &CStr),
-) -> Result<(), Errno> {
-    let folder = Folder::open(&folder.0, c"fd")?;
-    let mut entries = RawDir::new(&folder.0, room.spare_capacity_mut());
-    let mut seen = 0;
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name.to_bytes().first() == Some(&b'.') {
-            continue;
-        }
-        seen += 1;
-        if seen > MAX_FDS {
-            break;
-        }
-        each(&folder, name);
-    }
-    Ok(())
+    })
 }
 
 /// What is taken of `/proc/PID/stat`.
@@ -389,11 +388,7 @@ fn arguments(cmdline: &[u8]) -> Vec<String> {
     trimmed.split(|b| *b == 0).map(part).collect()
 }
 
-/// Target of a descriptor's link to a socket: `socket:[123]` → 123.
-fn socket(target: &[u8]) -> Option<u64> {
-    inode_of(target, "socket:[")
-}
-
+/// `socket:[123]` → 123.
 fn inode_of(target: &[u8], prefix: &str) -> Option<u64> {
     let number = target.strip_prefix(prefix.as_bytes())?.strip_suffix(b"]")?;
     std::str::from_utf8(number).ok()?.parse().ok()

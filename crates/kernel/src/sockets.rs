@@ -168,21 +168,17 @@ impl Source {
 
     /// Sockets of each protocol that are in one of these states (a bit for each).
     fn ask(self, wanted: &[(Proto, u32)]) -> Result<Vec<(Proto, Entry)>, Error> {
+        let mut diag = match self {
+            Source::Diag => Some(Netlink::open(SockProtocol::NetlinkSockDiag, "sockets")?),
+            Source::Proc => None,
+        };
         let mut out = Vec::new();
-        match self {
-            Source::Diag => {
-                let mut nl = Netlink::open(SockProtocol::NetlinkSockDiag, "sockets")?;
-                for (proto, states) in wanted {
-                    let found = by_diag(&mut nl, *proto, *states)?;
-                    out.extend(found.into_iter().map(|entry| (*proto, entry)));
-                }
-            }
-            Source::Proc => {
-                for (proto, states) in wanted {
-                    let found = procnet::ask(*proto, *states)?;
-                    out.extend(found.into_iter().map(|entry| (*proto, entry)));
-                }
-            }
+        for (proto, states) in wanted {
+            let found = match &mut diag {
+                Some(nl) => by_diag(nl, *proto, *states)?,
+                None => procnet::ask(*proto, *states)?,
+            };
+            out.extend(found.into_iter().map(|entry| (*proto, entry)));
         }
         Ok(out)
     }

@@ -26,15 +26,16 @@ pub(crate) fn get(
     Ok((length as usize).min(buffer.len()))
 }
 
-/// An option that is a number of `N` bytes.
+/// An option of `N` bytes.
 pub(crate) fn bytes<const N: usize>(
     fd: impl AsFd,
     level: libc::c_int,
     option: libc::c_int,
-) -> Result<[u8; N], Errno> {
+) -> Result<[u8; N], rustix::io::Errno> {
     let mut value = [0; N];
-    match get(fd, level, option, &mut value)? {
-        length if length == N => Ok(value),
-        _ => Err(Errno::EINVAL),
+    match get(fd, level, option, &mut value) {
+        Ok(length) if length == N => Ok(value),
+        Ok(_) => Err(rustix::io::Errno::INVAL),
+        Err(errno) => Err(rustix::io::Errno::from_raw_os_error(errno as i32)),
     }
 }

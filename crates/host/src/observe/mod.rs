@@ -133,8 +133,8 @@ pub fn observe_with(options: &Options) -> Host {
         let _ = tell.send(docker::mains(&processes));
         host.net = net(&mut gaps);
         host.neighbours = neighbours(&host.net, &mut gaps);
-        let users = disk.text("/etc/passwd").ok().flatten().unwrap_or_default();
-        let users = sockets::users(&users);
+        let passwd = disk.text("/etc/passwd").ok().flatten().unwrap_or_default();
+        let users = sockets::users(&passwd);
         host.sockets = sockets::of_host(&processes, &host.net, &users, &mut gaps);
         let owners = owners(&host.sockets);
         let names = owners.iter().map(String::as_str);
@@ -170,8 +170,7 @@ pub fn observe_with(options: &Options) -> Host {
             gaps.add("sessions", words(&error), Uncertain::Mechanism);
             Vec::new()
         });
-        let passwd = disk.text("/etc/passwd").ok().flatten();
-        let apart = sshd::apart(passwd.as_deref().unwrap_or_default());
+        let apart = sshd::apart(&passwd);
         host.sessions = sshd::sessions(&connections, &processes, &ports, hint, apart, &mut gaps);
         host.sshd = sshd::sshd(
             settings.as_ref(),

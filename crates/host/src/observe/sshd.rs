@@ -148,16 +148,13 @@ fn port_of(address: &str) -> Option<u16> {
 
 /// An sshd run by root on this host (not in a container).
 fn is_root_sshd(process: &Process, processes: &Processes) -> bool {
-    let here = processes
-        .get(std::process::id())
-        .and_then(|own| own.container.clone());
     let name = process
         .exe
         .as_deref()
         .map(|exe| exe.trim_end_matches(" (deleted)"))
         .and_then(|exe| exe.rsplit('/').next());
     process.uid == 0
-        && (process.container.is_none() || process.container == here)
+        && processes.beside(process)
         && matches!(name, Some("sshd" | "sshd-session" | "sshd-auth"))
 }
 
@@ -305,7 +302,7 @@ pub(super) fn connections(
             held.extend(kernel::connections_of(process).ok()?);
         }
         let known = own_hint.is_none_or(|(peer, port)| {
-            let mut ends = held.iter().map(|c| (c.peer.to_canonical(), c.peer_port));
+            let mut ends = held.iter().map(|c| (c.peer, c.peer_port));
             ends.any(|end| end == (peer, port))
         });
         known.then(|| held.into_iter().collect())

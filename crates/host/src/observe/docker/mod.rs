@@ -12,6 +12,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
+use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -63,6 +64,9 @@ pub(super) fn usual_sockets() -> Vec<PathBuf> {
 
 /// Main processes by container id.
 pub(super) type Mains = BTreeMap<String, u32>;
+
+/// [`Mains`], which whoever asks first may have to wait for.
+type Told<'m> = dyn Deref<Target = Mains> + Sync + 'm;
 
 /// The main process of each container, as the processes themselves tell: the first that came from
 /// outside. Who was sent in later (`docker exec`) came from outside too.
@@ -118,7 +122,7 @@ pub(super) fn engines(
     }
     let alone = sockets.len() == 1;
     let mains = LazyLock::new(mains);
-    let mains = &|| &*mains;
+    let mains: &Told = &mains;
     let answers: Vec<Answer> = std::thread::scope(|scope| {
         let threads: Vec<_> = sockets
             .iter()
@@ -200,14 +204,12 @@ fn settings(disk: &Disk, engine: &mut Engine, gaps: &mut Gaps) {
     }
 }
 
-/// Adds what the command line of the system's dockerd tells, where there is one: root's, and in no container but
-/// this process's own. Anybody can call a program so.
+/// Adds what the command line of the system's dockerd tells, where there is one: root's, beside this process. Anybody
+/// can call a program so.
 pub(super) fn command_line(engines: &mut [Engine], processes: &Processes) {
-    let own = processes.get(std::process::id());
-    let here = own.and_then(|own| own.container.as_ref());
     let daemon = processes
         .iter()
-        .filter(|p| p.uid == 0 && (p.container.is_none() || p.container.as_ref() == here))
+        .filter(|p| p.uid == 0 && processes.beside(p))
         .find(|p| p.comm == "dockerd" && !p.cmdline.is_empty());
     let ours = |engine: &&mut Engine| engine.kind == "docker" && !engine.rootless;
     if let Some(daemon) = daemon
@@ -281,12 +283,7 @@ fn is_roots(path: &Path) -> bool {
 
 /// Asks one engine. `known`: that it is root's, and that no other is asked, so that its identity is
 /// not wanted. `mains` may take a while, which is nothing that the engine is to blame for.
-fn ask<'m>(
-    path: &Path,
-    known: bool,
-    deadline: Instant,
-    mains: &(dyn Fn() -> &'m Mains + Sync),
-) -> Answer {
+fn ask(path: &Path, known: bool, deadline: Instant, mains: &Told) -> Answer {
     let mut client = http::Client::new(path, deadline, MAX_ANSWER);
     // Whatever is asked first, the answer's head tells who answers.
     let networks = match get(&mut client, "/networks") {
@@ -341,16 +338,12 @@ fn version(client: &mut http::Client) -> Result<parse::Found, http::Error> {
 }
 
 /// Asks for the containers.
-fn containers<'m>(
-    mut client: http::Client,
-    found: &mut parse::Found,
-    mains: &(dyn Fn() -> &'m Mains + Sync),
-) {
+fn containers(mut client: http::Client, found: &mut parse::Found, mains: &Told) {
     match get(&mut client, "/containers/json") {
         Ok(list) => {
             parse::containers(&list, found);
             let waiting = Instant::now();
-            let mains = mains();
+            let mains: &Mains = mains;
             details(client.later(waiting.elapsed()), found, mains);
         }
         Err(error) => found
